@@ -1,0 +1,39 @@
+// Where the heap's memory comes from, 64 MiB arena by arena.
+//
+// An arena is created once, with no memory behind it; its pages are then backed (Populate) before
+// they are granted and may be given back (Discard). Backing pages is the dearest step there is, so
+// the heap asks for it ahead of demand.
+//
+// Implementations: MemfdArenaSource (sealed memfds that are passed to clients),
+// AnonymousArenaSource (private memory, for tests and for the heap used alone).
+
+#ifndef SPANPOOL_ALLOCATOR_ARENA_SOURCE_H_
+#define SPANPOOL_ALLOCATOR_ARENA_SOURCE_H_
+
+#include "absl/status/status.h"
+#include "allocator/units.h"
+
+namespace spanpool {
+
+// Thread-safe; every call may block in the kernel.
+class ArenaSource {
+ public:
+  virtual ~ArenaSource() = default;
+
+  // Creates arena `arena`, 64 MiB, not backed by memory.
+  //   RESOURCE_EXHAUSTED  no descriptor or address space left
+  //   ALREADY_EXISTS      it was created before
+  virtual absl::Status Create(ArenaIndex arena) = 0;
+
+  // Backs `pages` with zeroed memory; pages already backed keep their contents. The range may span
+  // arenas, all of them created.
+  //   RESOURCE_EXHAUSTED  no memory; nothing is promised about which pages were backed
+  virtual absl::Status Populate(PageRange pages) = 0;
+
+  // Gives the memory of `pages` back to the system; they read as zeroes when populated again.
+  virtual absl::Status Discard(PageRange pages) = 0;
+};
+
+}  // namespace spanpool
+
+#endif  // SPANPOOL_ALLOCATOR_ARENA_SOURCE_H_

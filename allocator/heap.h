@@ -1,0 +1,99 @@
+// The heap of one pool: pages, spans and central lists behind one door.
+//
+// The heap hands out *spans*: runs of 8 KiB pages cut into equal blocks of one span class, or one
+// large run. It never looks at the memory itself and may never have it mapped; what it knows of a
+// block is whether somebody still refers to it, and that it asks of a `BlockStates`.
+//
+// A span is always in exactly one of four places, and the statistics say how many bytes each has:
+//   on loan    granted to a session; nobody but its holder carves or collects its blocks
+//   in lists   returned while blocks of it live on elsewhere; in the central list of its class
+//   free       its pages are in the page allocator, backed by memory
+//   scavenged  its pages are in the page allocator, their memory given back to the system
+//   on loan + in lists + free + scavenged = reserved (invariant 1)
+//
+// Thread-safe. No lock is held while the arena source is called. Lock ranks: lock_rank.h.
+
+#ifndef SPANPOOL_ALLOCATOR_HEAP_H_
+#define SPANPOOL_ALLOCATOR_HEAP_H_
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "allocator/arena_source.h"
+#include "allocator/size_classes.h"
+#include "allocator/span.h"
+#include "allocator/units.h"
+
+namespace spanpool {
+
+struct HeapOptions {
+  uint64_t limit_bytes = 0;    // spans on loan and in lists together never exceed this
+  uint64_t reserve_bytes = 0;  // free memory kept backed, ahead of demand (Replenish)
+};
+
+struct HeapStats {
+  uint64_t limit_bytes = 0;
+  uint64_t reserved_bytes = 0;   // arenas created × 64 MiB
+  uint64_t on_loan_bytes = 0;    // spans granted and not returned
+  uint64_t in_lists_bytes = 0;   // spans whose blocks live on elsewhere
+  uint64_t free_bytes = 0;       // free pages backed by memory
+  uint64_t scavenged_bytes = 0;  // free pages not backed by memory
+  uint64_t live_listed_blocks = 0;  // blocks in use in listed spans, as of their last sweep
+  uint64_t metadata_bytes = 0;      // the heap's own records
+  uint64_t spans_on_loan = 0;
+  uint64_t spans_in_lists = 0;
+};
+
+class Heap {
+ public:
+  // `source` and `states` outlive the heap. `states` may be null: then no block of a returned span
+  // is in use, as in a heap without sharing.
+  Heap(const HeapOptions& options, ArenaSource* source, BlockStates* states);
+  ~Heap();
+  Heap(const Heap&) = delete;
+  Heap& operator=(const Heap&) = delete;
+
+  // Grants one span of a small span class (size class 1..67), its pages backed by memory; blocks
+  // that live on elsewhere are set in span->in_use(). Prefers spans already in the central list.
+  //   INVALID_ARGUMENT    the size class is 0
+  //   RESOURCE_EXHAUSTED  the limit is reached, or the source has no more memory: recall idle
+  //                       spans and try again
+  absl::StatusOr<Span*> Grant(SpanClass span_class);
+
+  // Grants a large span: one block of `pages` pages, aligned to `alignment` pages (a power of two).
+  //   INVALID_ARGUMENT    no pages, or an alignment that is not a power of two
+  //   RESOURCE_EXHAUSTED  as above
+  absl::StatusOr<Span*> GrantLarge(PageCount pages, bool scan, PageCount alignment = PageCount(1));
+
+  // Takes back a span that Grant or GrantLarge gave out. Its blocks are swept: if none is in use
+  // its pages are free at once, else it goes to its central list. The caller must not touch `span`
+  // afterwards. Returning a span that is not on loan is a bug of the caller (CHECK).
+  void Return(Span* span);
+
+  // The span that owns `page`, or null. Never fails; any value is allowed.
+  Span* SpanOf(PageId page) const;
+
+  // Sweeps every listed span once: blocks freed by others since the last sweep are collected, and
+  // spans left empty are freed. Returns the pages freed.
+  PageCount Sweep();
+
+  // Backs free pages with memory until `reserve_bytes` are free and backed, or the limit's arenas
+  // are. Creates arenas as needed. Call from a background thread; slow (microseconds a page).
+  absl::Status Replenish();
+
+  HeapStats stats() const;
+
+  // Aborts unless every structure is sound. O(heap); concurrent calls must be excluded.
+  void CheckInvariants() const;
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace spanpool
+
+#endif  // SPANPOOL_ALLOCATOR_HEAP_H_

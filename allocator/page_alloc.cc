@@ -216,9 +216,19 @@ uint64_t PageAlloc::Find(uint64_t count, uint64_t alignment) {
     return search.result;
   }
   search = Search{.from = search_, .count = count, .alignment = alignment};
-  const uint64_t root_end = ((end_ - 1) >> PagesShift(0)) + 1;
-  for (uint64_t root = search_ >> PagesShift(0); root < root_end; ++root) {
-    if (WalkEntry(0, root, search)) break;
+  // The root is walked only where pages exist; what lies between has none free.
+  constexpr size_t kRootShift = PagesShift(0) - kChunkPagesShift;
+  uint64_t root = search_ >> PagesShift(0);
+  bool found = false;
+  for (auto range = std::prev(grown_.upper_bound(chunk)); !found && range != grown_.end();
+       ++range) {
+    if (range->first >> kRootShift > root) {
+      root = range->first >> kRootShift;
+      search.run = 0;
+    }
+    for (; !found && root <= (range->second - 1) >> kRootShift; ++root) {
+      found = WalkEntry(0, root, search);
+    }
   }
   if (!search.passed_free) {
     search_ = kNoPage;

@@ -32,15 +32,18 @@ namespace spanpool {
 struct HeapOptions {
   uint64_t limit_bytes = 0;    // spans on loan and in lists together never exceed this
   uint64_t reserve_bytes = 0;  // free memory kept backed, ahead of demand (Replenish)
+  // Arenas there may be, at most kMaxArenas: how much address space whoever maps the pool needs.
+  // 0 = MaxArenas(limit_bytes).
+  uint32_t max_arenas = 0;
 };
 
 struct HeapStats {
   uint64_t limit_bytes = 0;
-  uint64_t reserved_bytes = 0;   // arenas created × 64 MiB
-  uint64_t on_loan_bytes = 0;    // spans granted and not returned
-  uint64_t in_lists_bytes = 0;   // spans whose blocks live on elsewhere
-  uint64_t free_bytes = 0;       // free pages backed by memory
-  uint64_t scavenged_bytes = 0;  // free pages not backed by memory
+  uint64_t reserved_bytes = 0;      // arenas created × 64 MiB
+  uint64_t on_loan_bytes = 0;       // spans granted and not returned
+  uint64_t in_lists_bytes = 0;      // spans whose blocks live on elsewhere
+  uint64_t free_bytes = 0;          // free pages backed by memory
+  uint64_t scavenged_bytes = 0;     // free pages not backed by memory
   uint64_t live_listed_blocks = 0;  // blocks in use in listed spans, as of their last sweep
   uint64_t metadata_bytes = 0;      // the heap's own records
   uint64_t spans_on_loan = 0;
@@ -76,13 +79,19 @@ class Heap {
   // The span that owns `page`, or null. Never fails; any value is allowed.
   Span* SpanOf(PageId page) const;
 
-  // Sweeps every listed span once: blocks freed by others since the last sweep are collected, and
-  // spans left empty are freed. Returns the pages freed.
+  // Sweeps every span listed now: blocks freed by others since they were last swept are collected,
+  // and spans left empty are freed. Returns the pages freed.
   PageCount Sweep();
 
-  // Backs free pages with memory until `reserve_bytes` are free and backed, or the limit's arenas
-  // are. Creates arenas as needed. Call from a background thread; slow (microseconds a page).
+  // Backs free pages with memory until `reserve_bytes` are free and backed, or as much as the limit
+  // leaves. Creates arenas as needed. Call from a background thread; slow (microseconds a page).
+  //   RESOURCE_EXHAUSTED  no memory, or no addresses left
   absl::Status Replenish();
+
+  // Arenas enough for `limit_bytes` of spans even when free pages lie scattered between them: twice
+  // what they fill, and two.
+  static uint32_t MaxArenas(uint64_t limit_bytes);
+  uint32_t max_arenas() const;
 
   HeapStats stats() const;
 

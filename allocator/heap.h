@@ -36,11 +36,11 @@ struct HeapOptions {
 
 struct HeapStats {
   uint64_t limit_bytes = 0;
-  uint64_t reserved_bytes = 0;   // arenas created × 64 MiB
-  uint64_t on_loan_bytes = 0;    // spans granted and not returned
-  uint64_t in_lists_bytes = 0;   // spans whose blocks live on elsewhere
-  uint64_t free_bytes = 0;       // free pages backed by memory
-  uint64_t scavenged_bytes = 0;  // free pages not backed by memory
+  uint64_t reserved_bytes = 0;      // arenas created × 64 MiB
+  uint64_t on_loan_bytes = 0;       // spans granted and not returned
+  uint64_t in_lists_bytes = 0;      // spans whose blocks live on elsewhere
+  uint64_t free_bytes = 0;          // free pages backed by memory
+  uint64_t scavenged_bytes = 0;     // free pages not backed by memory
   uint64_t live_listed_blocks = 0;  // blocks in use in listed spans, as of their last sweep
   uint64_t metadata_bytes = 0;      // the heap's own records
   uint64_t spans_on_loan = 0;

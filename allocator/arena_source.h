@@ -5,7 +5,8 @@
 // the heap asks for it ahead of demand.
 //
 // Implementations: MemfdArenaSource (sealed memfds that are passed to clients),
-// AnonymousArenaSource (private memory, for tests and for the heap used alone).
+// AnonymousArenaSource (private memory, for tests and for the heap used alone), FaultyArenaSource
+// (fails on demand, for tests).
 
 #ifndef SPANPOOL_ALLOCATOR_ARENA_SOURCE_H_
 #define SPANPOOL_ALLOCATOR_ARENA_SOURCE_H_
@@ -22,7 +23,7 @@ class ArenaSource {
 
   // Creates arena `arena`, 64 MiB, not backed by memory.
   //   RESOURCE_EXHAUSTED  no descriptor or address space left
-  //   ALREADY_EXISTS      it was created before
+  //   ALREADY_EXISTS      it was created before; try the next index
   virtual absl::Status Create(ArenaIndex arena) = 0;
 
   // Backs `pages` with zeroed memory; pages already backed keep their contents. The range may span

@@ -22,6 +22,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <ostream>
+#include <utility>
 
 #include "allocator/units.h"
 

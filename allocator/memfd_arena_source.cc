@@ -1,0 +1,185 @@
+#include "allocator/memfd_arena_source.h"
+
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+// Newer than the C library's headers.
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL 0x0008U
+#endif
+
+namespace spanpool {
+namespace {
+
+// An interrupted fallocate undoes all it did, so a long one might never end on a busy process.
+constexpr uint64_t kPopulateStepBytes = 2 << 20;
+
+absl::Status ErrorOf(int error, const std::string& what) {
+  const std::string text = absl::StrCat(what, ": ", strerror(error));
+  switch (error) {
+    case ENOMEM:
+    case ENOSPC:
+    case EMFILE:
+    case ENFILE:
+      return absl::ResourceExhaustedError(text);
+    default:
+      return absl::InternalError(text);
+  }
+}
+
+absl::StatusOr<int> CreateSealed(const std::string& name, uint64_t bytes) {
+  int fd = memfd_create(name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL);
+  if (fd < 0 && errno == EINVAL) {  // before Linux 6.3
+    fd = memfd_create(name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  }
+  if (fd < 0) return ErrorOf(errno, absl::StrCat("memfd_create ", name));
+  if (ftruncate(fd, static_cast<off_t>(bytes)) != 0 || fchmod(fd, 0444) != 0 ||
+      fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
+    const int error = errno;
+    close(fd);
+    return ErrorOf(error, absl::StrCat("sizing and sealing ", name, " to ", bytes, " bytes"));
+  }
+  return fd;
+}
+
+absl::Status Allocate(int fd, uint64_t offset, uint64_t bytes, const std::string& what) {
+  const uint64_t end = offset + bytes;
+  while (offset < end) {
+    // Steps end at multiples of their size, so that huge pages are never split.
+    const uint64_t step =
+        std::min(end, (offset / kPopulateStepBytes + 1) * kPopulateStepBytes) - offset;
+    if (fallocate(fd, 0, static_cast<off_t>(offset), static_cast<off_t>(step)) != 0) {
+      if (errno == EINTR) continue;
+      return ErrorOf(errno, absl::StrCat("allocating ", step, " bytes of ", what));
+    }
+    offset += step;
+  }
+  return absl::OkStatus();
+}
+
+// Calls `f(arena, byte offset in it, bytes)` for each arena that `pages` touch, until it fails.
+template <typename F>
+absl::Status ForEachArena(PageRange pages, F f) {
+  PageId page = pages.first;
+  while (page < pages.end()) {
+    const ArenaIndex arena = ArenaOf(page);
+    const PageId next = std::min(pages.end(), FirstPageOf(arena) + PageCount(kPagesPerArena));
+    absl::Status status = f(arena, Bytes(page - FirstPageOf(arena)), Bytes(next - page));
+    if (!status.ok()) return status;
+    page = next;
+  }
+  return absl::OkStatus();
+}
+
+std::string NameOf(const std::string& name, ArenaIndex arena, const char* kind) {
+  return absl::StrCat(name, ".", arena.value(), ".", kind);
+}
+
+}  // namespace
+
+MemfdArenaSource::MemfdArenaSource(std::string name, uint64_t table_bytes)
+    : name_(std::move(name)), table_bytes_(table_bytes) {}
+
+MemfdArenaSource::~MemfdArenaSource() {
+  RankedMutexLock lock(&mu_);
+  for (const auto& [arena, files] : files_) {
+    if (files.data >= 0) close(files.data);
+    if (files.table >= 0) close(files.table);
+  }
+}
+
+absl::Status MemfdArenaSource::Create(ArenaIndex arena) {
+  {
+    RankedMutexLock lock(&mu_);
+    if (!files_.try_emplace(arena).second) {
+      return absl::AlreadyExistsError(absl::StrCat("arena ", arena.value(), " exists"));
+    }
+  }
+  Files files;
+  absl::StatusOr<int> data = CreateSealed(NameOf(name_, arena, "data"), kArenaBytes);
+  absl::Status status = data.status();
+  if (status.ok()) {
+    files.data = *data;
+    if (table_bytes_ != 0) {
+      absl::StatusOr<int> table = CreateSealed(NameOf(name_, arena, "table"), table_bytes_);
+      status = table.status();
+      if (status.ok()) {
+        files.table = *table;
+      } else {
+        close(files.data);
+      }
+    }
+  }
+  RankedMutexLock lock(&mu_);
+  if (status.ok()) {
+    files_[arena] = files;
+  } else {
+    files_.erase(arena);
+  }
+  return status;
+}
+
+absl::Status MemfdArenaSource::Populate(PageRange pages) {
+  return ForEachArena(pages, [this](ArenaIndex arena, uint64_t offset, uint64_t bytes) {
+    const int fd = data_fd(arena);
+    if (fd < 0) return absl::NotFoundError(absl::StrCat("no arena ", arena.value()));
+    return Allocate(fd, offset, bytes, NameOf(name_, arena, "data"));
+  });
+}
+
+absl::Status MemfdArenaSource::Discard(PageRange pages) {
+  return ForEachArena(pages, [this](ArenaIndex arena, uint64_t offset, uint64_t bytes) {
+    const int fd = data_fd(arena);
+    if (fd < 0) return absl::NotFoundError(absl::StrCat("no arena ", arena.value()));
+    while (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
+                     static_cast<off_t>(bytes)) != 0) {
+      if (errno != EINTR) {
+        return ErrorOf(
+            errno, absl::StrCat("discarding ", bytes, " bytes of ", NameOf(name_, arena, "data")));
+      }
+    }
+    return absl::OkStatus();
+  });
+}
+
+absl::Status MemfdArenaSource::PopulateTable(ArenaIndex arena, uint64_t offset, uint64_t bytes) {
+  if (offset > table_bytes_ || bytes > table_bytes_ - offset) {
+    return absl::OutOfRangeError(absl::StrCat("bytes ", offset, " to ", offset + bytes,
+                                              " of a block table of ", table_bytes_));
+  }
+  const int fd = table_fd(arena);
+  if (fd < 0) return absl::NotFoundError(absl::StrCat("no arena ", arena.value()));
+  return Allocate(fd, offset, bytes, NameOf(name_, arena, "table"));
+}
+
+MemfdArenaSource::Files MemfdArenaSource::FilesOf(ArenaIndex arena) const {
+  RankedMutexLock lock(&mu_);
+  const auto it = files_.find(arena);
+  return it == files_.end() ? Files() : it->second;
+}
+
+int MemfdArenaSource::data_fd(ArenaIndex arena) const { return FilesOf(arena).data; }
+
+int MemfdArenaSource::table_fd(ArenaIndex arena) const { return FilesOf(arena).table; }
+
+absl::StatusOr<int> MemfdArenaSource::OpenDataReadOnly(ArenaIndex arena) const {
+  const int fd = data_fd(arena);
+  if (fd < 0) return absl::NotFoundError(absl::StrCat("no arena ", arena.value()));
+  // Reopening by name is the one way to a descriptor with fewer rights than the first.
+  const int read_only = open(absl::StrCat("/proc/self/fd/", fd).c_str(), O_RDONLY | O_CLOEXEC);
+  if (read_only < 0) {
+    return ErrorOf(errno, absl::StrCat("reopening ", NameOf(name_, arena, "data")));
+  }
+  return read_only;
+}
+
+}  // namespace spanpool

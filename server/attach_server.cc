@@ -261,11 +261,11 @@ bool AttachServer::HandleAttach(Connection& connection, const layout::AttachRequ
   std::copy((*session)->token().begin(), (*session)->token().end(), reply.token);
   reply.incarnation = (*session)->pool().incarnation();
   reply.slot_capacity = layout::kSlotCapacity;
-  reply.limit_bytes = (*session)->pool().config().limit_bytes;
+  reply.address_bytes = (*session)->pool().address_bytes();
   const int fds[] = {(*session)->memory().session_fd(),
                      (*session)->memory().control_read_only_fd()};
   if (!Send(fd, reply, fds)) {
-    // The client knows nothing of the session; it holds nothing.
+    // The client knows nothing of the session, which holds nothing.
     (void)(*session)->pool().Detach(**session);
     return false;
   }

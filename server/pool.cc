@@ -65,10 +65,13 @@ Pool::Pool(const PoolConfig& config, const MemoryLimit* memory, SessionTable* se
     : config_(config),
       sessions_(sessions),
       incarnation_(NewIncarnation()),
-      arenas_(config.name, config.limit_bytes, memory),
+      max_arenas_(std::min<uint32_t>(Heap::MaxArenas(config.limit_bytes),
+                                     kMaxPoolBytes / kArenaBytes)),
+      arenas_(config.name, max_arenas_, memory),
       block_states_(&arenas_),
       heap_(HeapOptions{.limit_bytes = config.limit_bytes,
-                        .reserve_bytes = config.reserve_bytes.value_or(0)},
+                        .reserve_bytes = config.reserve_bytes.value_or(0),
+                        .max_arenas = max_arenas_},
             &arenas_, &block_states_) {}
 
 absl::StatusOr<std::shared_ptr<Session>> Pool::Attach(const PeerIdentity& peer,

@@ -118,6 +118,8 @@ class Pool {
   const std::string& name() const { return config_.name; }
   const PoolConfig& config() const { return config_; }
   uint32_t incarnation() const { return incarnation_; }
+  // Every arena lies below this offset: what a client has to reserve addresses for.
+  uint64_t address_bytes() const { return uint64_t{max_arenas_} * kArenaBytes; }
   PoolArenas& arenas() { return arenas_; }
   const Heap& heap() const { return heap_; }
 
@@ -174,6 +176,7 @@ class Pool {
   const PoolConfig config_;
   SessionTable* const sessions_;
   const uint32_t incarnation_;
+  const uint32_t max_arenas_;
   std::function<void(Work)> work_ = [](Work) {};
 
   PoolArenas arenas_;

@@ -21,14 +21,12 @@ constexpr absl::Duration kMemoryLookAge = absl::Milliseconds(100);
 // Words are backed in runs of this many table pages: 16 KiB, the words of 16 pages of blocks.
 constexpr size_t kTableRunPages = 4;
 
-uint64_t ArenasFor(uint64_t bytes) { return (bytes + kArenaBytes - 1) / kArenaBytes; }
-
 }  // namespace
 
-PoolArenas::PoolArenas(const std::string& name, uint64_t limit_bytes, const MemoryLimit* memory)
+PoolArenas::PoolArenas(const std::string& name, uint32_t max_arenas, const MemoryLimit* memory)
     : memory_(memory),
       source_("spanpool." + name, layout::kBlockTableBytes),
-      arenas_(ArenasFor(limit_bytes)) {}
+      arenas_(max_arenas) {}
 
 PoolArenas::~PoolArenas() {
   for (std::atomic<Arena*>& entry : arenas_) {
@@ -42,7 +40,7 @@ PoolArenas::~PoolArenas() {
 absl::Status PoolArenas::Create(ArenaIndex index) {
   if (index.value() >= arenas_.size()) {
     return absl::ResourceExhaustedError(absl::StrCat(
-        "arena ", index.value(), " is beyond the pool's limit of ", arenas_.size(), " arenas"));
+        "arena ", index.value(), " is beyond the pool's ", arenas_.size(), " arenas"));
   }
   constexpr uint64_t kTail = offsetof(layout::BlockTable, lengths);
   if (absl::Status status = CheckMemory(layout::kBlockTableBytes - kTail); !status.ok()) {

@@ -43,9 +43,9 @@ class PoolArenas : public ArenaSource {
   // Bytes that are always left to the machine, or the cgroup.
   static constexpr uint64_t kMarginBytes = uint64_t{32} << 20;
 
-  // Arenas lie below `limit_bytes` rounded up. `memory` may be null (nothing is refused in advance)
-  // and outlives this object.
-  PoolArenas(const std::string& name, uint64_t limit_bytes, const MemoryLimit* memory);
+  // At most `max_arenas` arenas. `memory` may be null (nothing is refused in advance) and outlives
+  // this object.
+  PoolArenas(const std::string& name, uint32_t max_arenas, const MemoryLimit* memory);
   ~PoolArenas() override;
 
   absl::Status Create(ArenaIndex arena) override;

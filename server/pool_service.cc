@@ -95,7 +95,11 @@ class PoolService::Stream : public SessionStream, public std::enable_shared_from
   void On(Event event, bool ok) {
     switch (event) {
       case Event::kAccepted:
-        if (ok) OnAccepted();  // else the server is shutting down
+        if (ok) {
+          OnAccepted();
+        } else {
+          service_->NotAccepted();
+        }
         return;
       case Event::kRead:
         OnRead(ok);
@@ -212,7 +216,18 @@ void PoolService::Start(int threads) {
   for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { Run(); });
 }
 
-void PoolService::Accept() { std::make_shared<Stream>(this)->Request(); }
+void PoolService::Accept() {
+  {
+    RankedMutexLock lock(&mu_);
+    ++live_;
+  }
+  std::make_shared<Stream>(this)->Request();
+}
+
+void PoolService::NotAccepted() {
+  RankedMutexLock lock(&mu_);
+  --live_;
+}
 
 bool PoolService::Add(const std::shared_ptr<Stream>& stream) {
   RankedMutexLock lock(&mu_);
@@ -223,6 +238,7 @@ bool PoolService::Add(const std::shared_ptr<Stream>& stream) {
 void PoolService::Remove(const std::shared_ptr<Stream>& stream) {
   RankedMutexLock lock(&mu_);
   streams_.erase(stream);
+  --live_;
 }
 
 void PoolService::Drain() {
@@ -238,13 +254,21 @@ void PoolService::Drain() {
 }
 
 void PoolService::Shutdown() {
-  if (queue_ != nullptr) queue_->Shutdown();
+  if (queue_ == nullptr) return;
+  {
+    RankedMutexLock lock(&mu_);
+    mu_.Await(absl::Condition(
+        +[](PoolService* service) ABSL_EXCLUSIVE_LOCKS_REQUIRED(service->mu_) {
+          return service->live_ == 0;
+        },
+        this));
+  }
+  queue_->Shutdown();
   for (std::thread& thread : threads_) thread.join();
   threads_.clear();
-  // What was never taken out, if Start was never called.
   void* tag;
   bool ok;
-  while (queue_ != nullptr && queue_->Next(&tag, &ok)) Stream::Deliver(tag, ok);
+  while (queue_->Next(&tag, &ok)) Stream::Deliver(tag, ok);
   queue_ = nullptr;
 }
 

@@ -51,7 +51,10 @@ class PoolService {
   class Stream;
 
   void Run();
-  void Accept();
+  void Accept() ABSL_LOCKS_EXCLUDED(mu_);
+  // The stream that waited for a call will get none: the server is shutting down.
+  void NotAccepted() ABSL_LOCKS_EXCLUDED(mu_);
+  // False if new streams are refused.
   bool Add(const std::shared_ptr<Stream>& stream) ABSL_LOCKS_EXCLUDED(mu_);
   void Remove(const std::shared_ptr<Stream>& stream) ABSL_LOCKS_EXCLUDED(mu_);
 
@@ -62,7 +65,10 @@ class PoolService {
   std::unique_ptr<grpc::ServerCompletionQueue> queue_;
 
   RankedMutex mu_{LockRank::kSessionTable};
-  std::set<std::shared_ptr<Stream>> streams_ ABSL_GUARDED_BY(mu_);  // those under way
+  std::set<std::shared_ptr<Stream>> streams_ ABSL_GUARDED_BY(mu_);  // accepted, not finished
+  // Streams that may still start an operation: accepted ones, and the one that waits for a call.
+  // The queue may be shut down only when there is none.
+  int live_ ABSL_GUARDED_BY(mu_) = 0;
   bool draining_ ABSL_GUARDED_BY(mu_) = false;
   std::vector<std::thread> threads_;
 };

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "allocator/metadata_source.h"
+#include "allocator/failing_metadata_source.h"
 #include "allocator/units.h"
 
 namespace spanpool {
@@ -440,32 +440,10 @@ TEST(PageAlloc, ScavengedMemoryIsTakenFromTheTopAndFoundFromTheBottom) {
   pages.CheckInvariants();
 }
 
-// Lets the first `allowed` calls succeed.
-class FailingMetadata : public MetadataSource {
- public:
-  explicit FailingMetadata(int allowed) : allowed_(allowed) {}
-  void* Reserve(size_t bytes) override { return Fails() ? nullptr : System()->Reserve(bytes); }
-  bool Commit(void* begin, size_t bytes) override {
-    return !Fails() && System()->Commit(begin, bytes);
-  }
-  void Release(void* begin, size_t bytes) override { System()->Release(begin, bytes); }
-  bool hit() const { return hit_; }
-  void Heal() { allowed_ = 1 << 20; }
-
- private:
-  bool Fails() {
-    if (allowed_-- > 0) return false;
-    hit_ = true;
-    return true;
-  }
-  int allowed_;
-  bool hit_ = false;
-};
-
 TEST(PageAlloc, AFailureAnywhereInGrowthChangesNothing) {
   int failures = 0;
   for (int allowed = 0;; ++allowed) {
-    FailingMetadata metadata(allowed);
+    FailingMetadataSource metadata(allowed);
     PageAlloc pages(&metadata);
     absl::Status status = pages.Grow(ChunkRange(0));
     if (status.ok()) status = pages.Grow(ChunkRange(kChunks - 1));

@@ -33,6 +33,7 @@ _LIBRARIES = {
     "grpcpp": ("grpc++", "libgrpc++-dev"),
     "gtest": ("gtest", "libgtest-dev"),
     "gtest_main": ("gtest_main", "libgtest-dev"),
+    "nlohmann_json": ("nlohmann_json", "nlohmann-json3-dev"),
     "protobuf": ("protobuf", "libprotobuf-dev"),
     "spdlog": ("spdlog", "libspdlog-dev"),
 }
@@ -41,6 +42,14 @@ _LIBRARIES = {
 _PLAIN_LIBRARIES = {
     "grpcpp_reflection": (["-lgrpc++_reflection"], "libgrpc++-dev"),
     "rapidcheck": (["-lrapidcheck"], "librapidcheck-dev"),
+}
+
+# What a library of ours adds to one of the system's: target name -> the value of `deps`.
+_EXTRA_DEPS = {
+    "absl_synchronization": """select({
+        "@//:tsan": ["@//third_party/absl_tsan"],
+        "//conditions:default": [],
+    })""",
 }
 
 def _run(repository_ctx, arguments):
@@ -84,7 +93,7 @@ def _system_libs_impl(repository_ctx):
             name = name,
             defines = [_version_define(repository_ctx, package)],
             linkopts = _split_flags(libs, ["-l", "-L", "-Wl,", "-pthread"]),
-            deps = [],
+            deps = _EXTRA_DEPS.get(name, "[]"),
         ))
     for name, (linkopts, package) in _PLAIN_LIBRARIES.items():
         targets.append(_TARGET.format(

@@ -1,0 +1,115 @@
+// The attach protocol: the messages on DIR/attach.sock, a unix SOCK_SEQPACKET socket.
+//
+//   client                                   daemon
+//     AttachRequest  ──────────────────────▶   checks version, SO_PEERCRED, access list
+//     ◀──────────────────────  AttachReply + 2 fds   (session segment read-write, control
+//     read-only) ArenaRequest(k) ─────────────────────▶ ◀──────────────────────  ArenaReply(k) + 2
+//     fds  (arena data, block table) DetachRequest ───────────────────────▶   spans were returned,
+//     slots are free: the session ends ◀──────────────────────  DetachReply
+//
+// The connection is the session's lifeline: it stays open as long as the client uses the pool. Its
+// end detaches the session; memory is reused only when the client's process is dead.
+//
+// The client sends one request at a time and waits for its reply, so the daemon never has more
+// than one reply under way and never waits for a client to read. One message is one packet of
+// exactly its struct's size. Anything else (any other size, magic, type or version) is answered
+// with a refusal where there is a reply to put it in, and the connection is closed.
+//
+// Integers are host-endian: both ends share the machine.
+
+#ifndef SPANPOOL_PROTO_LAYOUT_ATTACH_H_
+#define SPANPOOL_PROTO_LAYOUT_ATTACH_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+namespace spanpool::layout {
+
+inline constexpr uint32_t kAttachMagic = 0x4c505053;  // "SPPL"
+// Raised whenever any struct or rule under proto/layout/ changes.
+inline constexpr uint32_t kLayoutVersion = 1;
+
+inline constexpr size_t kPoolNameBytes = 64;  // with the terminating zero
+inline constexpr size_t kMessageBytes = 320;
+inline constexpr size_t kTokenBytes = 16;
+
+enum class AttachType : uint32_t {
+  kAttachRequest = 1,
+  kAttachReply = 2,
+  kArenaRequest = 3,
+  kArenaReply = 4,
+  kDetachRequest = 5,
+  kDetachReply = 6,
+};
+
+enum class AccessMode : uint32_t { kRead = 1, kWrite = 2 };
+
+struct AttachHeader {
+  uint32_t magic = kAttachMagic;
+  AttachType type{};
+  uint32_t version = kLayoutVersion;
+  uint32_t reserved = 0;
+};
+
+struct AttachRequest {
+  AttachHeader header{.type = AttachType::kAttachRequest};
+  char pool[kPoolNameBytes] = {};  // zero-terminated
+  AccessMode access = AccessMode::kWrite;
+  uint32_t reserved = 0;
+};
+
+// `code` is a canonical status code; 0 = OK, and only then are the other fields and fds there.
+struct AttachReply {
+  AttachHeader header{.type = AttachType::kAttachReply};
+  int32_t code = 0;
+  uint32_t session_id = 0;  // unique in the life of the pool incarnation
+  uint8_t token[kTokenBytes] = {};
+  uint32_t incarnation = 0;          // of the pool; in every handle
+  uint32_t slot_capacity = 0;        // slots in the session segment
+  uint64_t limit_bytes = 0;          // arenas lie below this offset, rounded up to whole arenas
+  char message[kMessageBytes] = {};  // why not, and what to do; zero-terminated
+};
+
+struct ArenaRequest {
+  AttachHeader header{.type = AttachType::kArenaRequest};
+  uint32_t arena = 0;
+  uint32_t reserved = 0;
+};
+
+// With code 0, two descriptors come along: the arena's data, then its block table.
+struct ArenaReply {
+  AttachHeader header{.type = AttachType::kArenaReply};
+  int32_t code = 0;
+  uint32_t arena = 0;
+  char message[kMessageBytes] = {};
+};
+
+struct DetachRequest {
+  AttachHeader header{.type = AttachType::kDetachRequest};
+};
+
+// FAILED_PRECONDITION: spans are still on loan or slots not free; the session stays attached.
+struct DetachReply {
+  AttachHeader header{.type = AttachType::kDetachReply};
+  int32_t code = 0;
+  uint32_t reserved = 0;
+  char message[kMessageBytes] = {};
+};
+
+template <typename T>
+inline constexpr bool kIsWire = std::is_standard_layout_v<T>&& std::is_trivially_copyable_v<T>&&
+    std::has_unique_object_representations_v<T>;
+static_assert(kIsWire<AttachHeader> && sizeof(AttachHeader) == 16);
+static_assert(kIsWire<AttachRequest> && sizeof(AttachRequest) == 88);
+static_assert(kIsWire<AttachReply> && sizeof(AttachReply) == 376);
+static_assert(kIsWire<ArenaRequest> && sizeof(ArenaRequest) == 24);
+static_assert(kIsWire<ArenaReply> && sizeof(ArenaReply) == 344);
+static_assert(kIsWire<DetachRequest> && sizeof(DetachRequest) == 16);
+static_assert(kIsWire<DetachReply> && sizeof(DetachReply) == 344);
+
+inline constexpr size_t kMaxAttachMessageBytes = sizeof(AttachReply);
+
+}  // namespace spanpool::layout
+
+#endif  // SPANPOOL_PROTO_LAYOUT_ATTACH_H_

@@ -1,0 +1,76 @@
+#include "tests/support/daemon.h"
+
+#include <grpcpp/grpcpp.h>
+#include <poll.h>
+
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+
+namespace spanpool::testing {
+
+Daemon::Daemon() : Daemon(Options()) {}
+
+Daemon::Daemon(const Options& options) : run_dir_(TemporaryDirectory()) {
+  std::vector<std::string> arguments = {Runfile("server/spanpoold"), "--run_dir", run_dir_};
+  arguments.insert(arguments.end(), options.flags.begin(), options.flags.end());
+  if (!options.config.empty()) {
+    const std::string path = run_dir_ + "/config.textproto";
+    std::ofstream(path) << options.config;
+    arguments.insert(arguments.end(), {"--config", path});
+  }
+  process_ = std::make_unique<Process>(arguments);
+  if (const auto line = process_->ReadLine(); line != "READY") {
+    std::fprintf(stderr, "the daemon did not start: %s\n", process_->standard_error().c_str());
+    std::abort();
+  }
+  admin_ = v1::Admin::NewStub(
+      grpc::CreateChannel("unix:" + run_dir_ + "/admin.sock", grpc::InsecureChannelCredentials()));
+}
+
+Daemon::~Daemon() {
+  process_.reset();
+  std::filesystem::remove_all(run_dir_);
+}
+
+v1::PoolStatus Daemon::PoolStatus(const std::string& pool) {
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(60));
+  v1::GetStatusRequest request;
+  request.set_pool(pool);
+  v1::GetStatusResponse response;
+  const grpc::Status status = admin_->GetStatus(&context, request, &response);
+  if (!status.ok() || response.pools_size() != 1) {
+    std::fprintf(stderr, "GetStatus: %s\n%s\n", status.error_message().c_str(),
+                 process_->standard_error().c_str());
+    std::abort();
+  }
+  return response.pools(0);
+}
+
+bool Daemon::Eventually(const std::function<bool(const v1::PoolStatus&)>& condition,
+                        const std::string& pool) {
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  while (!condition(PoolStatus(pool))) {
+    if (std::chrono::steady_clock::now() > deadline) {
+      std::fprintf(stderr, "never came to be; the pool is\n%s",
+                   PoolStatus(pool).DebugString().c_str());
+      return false;
+    }
+    poll(nullptr, 0, 5);
+  }
+  return true;
+}
+
+bool Daemon::EventuallyEmpty(const std::string& pool) {
+  return Eventually(
+      [](const v1::PoolStatus& status) {
+        return status.sessions() == 0 && status.on_loan_bytes() == 0 &&
+               status.in_lists_bytes() == 0;
+      },
+      pool);
+}
+
+}  // namespace spanpool::testing

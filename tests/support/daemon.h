@@ -1,0 +1,46 @@
+// A real daemon in a run directory of its own, and what it says of itself.
+
+#ifndef SPANPOOL_TESTS_SUPPORT_DAEMON_H_
+#define SPANPOOL_TESTS_SUPPORT_DAEMON_H_
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "spanpool/v1/admin.grpc.pb.h"
+#include "tests/support/process.h"
+
+namespace spanpool::testing {
+
+class Daemon {
+ public:
+  struct Options {
+    std::string config;  // text of a configuration file; empty = none
+    std::vector<std::string> flags = {"--limit", "1073741824"};
+  };
+  // Starts a daemon and waits until it serves; aborts the test program if it does not.
+  Daemon();
+  explicit Daemon(const Options& options);
+  ~Daemon();
+
+  const std::string& run_dir() const { return run_dir_; }
+  Process& process() { return *process_; }
+
+  // GetStatus of one pool.
+  v1::PoolStatus PoolStatus(const std::string& pool = "default");
+  // Asks until `condition` holds of the pool, at most 60 s. False = it never did.
+  bool Eventually(const std::function<bool(const v1::PoolStatus&)>& condition,
+                  const std::string& pool = "default");
+  // Eventually nothing of the pool is on loan or in use, and no session is left.
+  bool EventuallyEmpty(const std::string& pool = "default");
+
+ private:
+  std::string run_dir_;
+  std::unique_ptr<Process> process_;
+  std::unique_ptr<v1::Admin::Stub> admin_;
+};
+
+}  // namespace spanpool::testing
+
+#endif  // SPANPOOL_TESTS_SUPPORT_DAEMON_H_

@@ -32,6 +32,9 @@ namespace spanpool {
 struct HeapOptions {
   uint64_t limit_bytes = 0;    // spans on loan and in lists together never exceed this
   uint64_t reserve_bytes = 0;  // free memory kept backed, ahead of demand (Replenish)
+  // Arenas there may be, at most kMaxArenas: how much address space whoever maps the pool needs.
+  // 0 = MaxArenas(limit_bytes).
+  uint32_t max_arenas = 0;
 };
 
 struct HeapStats {
@@ -76,13 +79,19 @@ class Heap {
   // The span that owns `page`, or null. Never fails; any value is allowed.
   Span* SpanOf(PageId page) const;
 
-  // Sweeps every listed span once: blocks freed by others since the last sweep are collected, and
-  // spans left empty are freed. Returns the pages freed.
+  // Sweeps every span listed now: blocks freed by others since they were last swept are collected,
+  // and spans left empty are freed. Returns the pages freed.
   PageCount Sweep();
 
-  // Backs free pages with memory until `reserve_bytes` are free and backed, or the limit's arenas
-  // are. Creates arenas as needed. Call from a background thread; slow (microseconds a page).
+  // Backs free pages with memory until `reserve_bytes` are free and backed, or as much as the limit
+  // leaves. Creates arenas as needed. Call from a background thread; slow (microseconds a page).
+  //   RESOURCE_EXHAUSTED  no memory, or no addresses left
   absl::Status Replenish();
+
+  // Arenas enough for `limit_bytes` of spans even when free pages lie scattered between them: twice
+  // what they fill, and two.
+  static uint32_t MaxArenas(uint64_t limit_bytes);
+  uint32_t max_arenas() const;
 
   HeapStats stats() const;
 

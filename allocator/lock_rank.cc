@@ -12,8 +12,6 @@ const char* LockRankName(LockRank rank) {
       return "session";
     case LockRank::kSessionCache:
       return "session cache";
-    case LockRank::kSweepCycle:
-      return "sweep cycle";
     case LockRank::kCentralList:
       return "central list";
     case LockRank::kPageCache:

@@ -23,7 +23,6 @@ enum class LockRank : uint8_t {
   kSessionTable,  // daemon: all sessions; client: the session's exchange state
   kSession,       // daemon: one session
   kSessionCache,  // client: the spans and blocks cached for one span class
-  kSweepCycle,    // heap: who starts the next sweep
   kCentralList,   // heap: the spans of one span class
   kPageCache,     // heap: one cache of single pages
   kHeap,          // heap: pages, arenas, limit

@@ -1,10 +1,27 @@
 // A span: a run of pages cut into equal blocks of one span class, or one large block.
+//
+// Span records are never given back to the system: a pointer to one stays readable for ever, even
+// when the span it once described is gone. So a sweeper may look at a record that it found a moment
+// ago, and lose the race for it by a compare-and-swap.
+//
+// Where a span in use is, is said by its sweep generation g. With h the heap's, which is even and
+// grows by 2 whenever a sweep begins:
+//
+//   g           the span is                           who may touch it
+//   kOnLoan     granted                               its holder
+//   kReturning  being taken back                      who swapped g to that
+//   h - 2       listed, and not swept in this cycle   whoever swaps g to h - 1
+//   h - 1       being swept                           who swapped g to that
+//   h           listed, and swept                     its central list
+//
+// h += 2 thereby turns every swept span into one to be swept without touching any. Spans on loan
+// take no part: no holder can hold a cycle up. Generations are 64 bits and never wrap.
 
 #ifndef SPANPOOL_ALLOCATOR_SPAN_H_
 #define SPANPOOL_ALLOCATOR_SPAN_H_
 
 #include <atomic>
-#include <bit>
+#include <cstddef>
 #include <cstdint>
 
 #include "absl/types/span.h"
@@ -13,7 +30,8 @@
 
 namespace spanpool {
 
-inline constexpr size_t kMaxBlocksPerSpan = 1024;  // 8-byte blocks in one page
+class SpanSet;
+
 inline constexpr size_t kSpanBitmapWords = kMaxBlocksPerSpan / 64;
 
 struct Span {
@@ -21,6 +39,7 @@ struct Span {
   PageId first_page;
   PageCount pages;
   SpanClass span_class;
+  bool needs_zero = false;   // false: all its memory is known to be zero
   uint32_t blocks = 0;       // 1 for a large span
   uint64_t block_bytes = 0;  // pages × 8 KiB for a large span
 
@@ -28,12 +47,32 @@ struct Span {
   uint64_t loan_session = 0;
   uint64_t loan_sequence = 0;
 
-  bool large() const { return span_class.size_class() == kLargeSizeClass; }
+  bool large() const { return span_class.large(); }
   PageRange range() const { return PageRange{first_page, pages}; }
+  size_t bitmap_words() const { return (blocks + 63) / 64; }
 
   // Bit i: block i is referred to by somebody, as of the last sweep. Written by the heap only while
   // the span is not on loan; constant, and readable by the holder, while it is.
-  absl::Span<const uint64_t> in_use() const;
+  absl::Span<const uint64_t> in_use() const { return {bits, bitmap_words()}; }
+
+  // The rest is the heap's own.
+  enum class State : uint8_t { kFree, kInUse };
+  static constexpr uint64_t kOnLoan = 1;
+  static constexpr uint64_t kReturning = 3;
+  static constexpr uint64_t kFirstGeneration = 8;  // of the heap; h - 2 and h - 1 differ from these
+
+  std::atomic<State> state{State::kFree};
+  std::atomic<uint64_t> sweep_generation{0};
+
+  // Written by whoever the table above says may touch the span.
+  uint32_t blocks_in_use = 0;  // bits set in in_use()
+  uint64_t* bits = &own_bits;  // more than 64 blocks: a bitmap from the heap's records
+  uint64_t own_bits = 0;
+
+  // Guarded by the lock of the set's owner.
+  SpanSet* set = nullptr;  // which holds the span; null = none
+  Span* next = nullptr;
+  Span* previous = nullptr;
 };
 
 // What is known of a span's blocks outside the heap. The daemon implements it over the block table.
@@ -44,7 +83,7 @@ class BlockStates {
   // Called for a span that is not on loan, so no block of it is private to a holder. Sets bit i of
   // `in_use` (zeroed by the caller) for each block that somebody refers to; a block whose last
   // reference was dropped is collected: made reusable under its next generation. Returns the
-  // number of bits set. Thread-safe for different spans.
+  // number of bits set. Thread-safe for different spans. No lock of the heap is held.
   virtual uint32_t Sweep(const Span& span, absl::Span<uint64_t> in_use) = 0;
 };
 

@@ -1,0 +1,140 @@
+#include "allocator/heap.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <optional>
+
+#include "absl/strings/str_cat.h"
+#include "allocator/central_list.h"
+#include "allocator/check.h"
+#include "allocator/metadata_source.h"
+#include "allocator/page_heap.h"
+#include "allocator/sweeper.h"
+
+namespace spanpool {
+
+class Heap::Impl {
+ public:
+  Impl(const HeapOptions& options, ArenaSource* source, BlockStates* states)
+      : pages_({.limit_bytes = options.limit_bytes,
+                .reserve_bytes = options.reserve_bytes,
+                .max_arenas = options.max_arenas},
+               source, MetadataSource::System()),
+        max_arenas_(options.max_arenas) {
+    std::array<CentralList*, kNumSpanClasses> lists;
+    for (size_t i = 0; i < kNumSpanClasses; ++i) {
+      lists[i] = &lists_[i].emplace(SpanClass::FromValue(static_cast<uint8_t>(i)), &pages_, states);
+    }
+    sweeper_.emplace(lists);
+  }
+
+  absl::StatusOr<Span*> Grant(SpanClass span_class) {
+    if (span_class.large() || span_class.value() >= kNumSpanClasses) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("span class ", span_class.value(), " has no blocks; ask for a large span"));
+    }
+    CentralList& list = ListOf(span_class);
+    if (Span* const span = list.Take(sweeper_->active()); span != nullptr) return span;
+    return Make(span_class, SpanPages(span_class.size_class()), PageCount(1));
+  }
+
+  absl::StatusOr<Span*> GrantLarge(PageCount pages, bool scan, PageCount alignment) {
+    if (pages == PageCount(0)) return absl::InvalidArgumentError("a span has at least one page");
+    if (!std::has_single_bit(alignment.value())) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("an alignment of ", alignment.value(), " pages is not a power of two"));
+    }
+    return Make(SpanClass(kLargeSizeClass, !scan), pages, alignment);
+  }
+
+  void Return(Span* span) { ListOf(span->span_class).Return(span); }
+
+  Span* SpanOf(PageId page) const { return pages_.SpanOf(page); }
+
+  PageCount Sweep() { return sweeper_->SweepAll(); }
+
+  absl::Status Replenish() { return pages_.Replenish(); }
+
+  uint32_t max_arenas() const { return max_arenas_; }
+
+  HeapStats stats() const {
+    HeapStats stats;
+    stats.limit_bytes = pages_.limit_bytes();
+    stats.metadata_bytes = pages_.metadata_bytes() + sizeof(*this);
+    // Under the lock of the page heap no span can be freed, so those listed are among those in use.
+    pages_.WithStats([&](const PageHeapStats& pages) {
+      PageCount listed;
+      for (const auto& list : lists_) {
+        listed += list->listed_pages();
+        stats.spans_in_lists += list->listed_spans();
+        stats.live_listed_blocks += list->live_blocks();
+      }
+      stats.reserved_bytes = Bytes(pages.reserved);
+      stats.in_lists_bytes = Bytes(listed);
+      stats.on_loan_bytes = Bytes(pages.in_use - listed);
+      stats.free_bytes = Bytes(pages.free);
+      stats.scavenged_bytes = Bytes(pages.scavenged);
+      stats.spans_on_loan = pages.spans - stats.spans_in_lists;
+    });
+    return stats;
+  }
+
+  void CheckInvariants() const {
+    pages_.CheckInvariants();
+    for (const auto& list : lists_) list->CheckInvariants();
+    const HeapStats s = stats();
+    SPANPOOL_CHECK_EQ(s.on_loan_bytes + s.in_lists_bytes + s.free_bytes + s.scavenged_bytes,
+                      s.reserved_bytes);
+    SPANPOOL_CHECK_LE(s.on_loan_bytes + s.in_lists_bytes, s.limit_bytes);
+  }
+
+ private:
+  CentralList& ListOf(SpanClass span_class) { return *lists_[span_class.value()]; }
+
+  absl::StatusOr<Span*> Make(SpanClass span_class, PageCount pages, PageCount alignment) {
+    absl::StatusOr<Span*> span = pages_.Allocate(span_class, pages, alignment);
+    if (!absl::IsResourceExhausted(span.status())) return span;
+    // Before refusing: blocks may have been freed in listed spans since anybody looked.
+    if (Sweep() == PageCount(0)) return span;
+    return pages_.Allocate(span_class, pages, alignment);
+  }
+
+  PageHeap pages_;
+  const uint32_t max_arenas_;
+  // In place, for a list cannot be moved; constant after construction.
+  std::array<std::optional<CentralList>, kNumSpanClasses> lists_;
+  std::optional<Sweeper> sweeper_;
+};
+
+namespace {
+
+HeapOptions WithDefaults(HeapOptions options) {
+  if (options.max_arenas == 0) options.max_arenas = Heap::MaxArenas(options.limit_bytes);
+  return options;
+}
+
+}  // namespace
+
+uint32_t Heap::MaxArenas(uint64_t limit_bytes) {
+  const uint64_t filled = limit_bytes / kArenaBytes + (limit_bytes % kArenaBytes != 0);
+  return static_cast<uint32_t>(std::min<uint64_t>(2 * filled + 2, kMaxArenas));
+}
+
+Heap::Heap(const HeapOptions& options, ArenaSource* source, BlockStates* states)
+    : impl_(std::make_unique<Impl>(WithDefaults(options), source, states)) {}
+Heap::~Heap() = default;
+
+absl::StatusOr<Span*> Heap::Grant(SpanClass span_class) { return impl_->Grant(span_class); }
+absl::StatusOr<Span*> Heap::GrantLarge(PageCount pages, bool scan, PageCount alignment) {
+  return impl_->GrantLarge(pages, scan, alignment);
+}
+void Heap::Return(Span* span) { impl_->Return(span); }
+Span* Heap::SpanOf(PageId page) const { return impl_->SpanOf(page); }
+PageCount Heap::Sweep() { return impl_->Sweep(); }
+absl::Status Heap::Replenish() { return impl_->Replenish(); }
+uint32_t Heap::max_arenas() const { return impl_->max_arenas(); }
+HeapStats Heap::stats() const { return impl_->stats(); }
+void Heap::CheckInvariants() const { impl_->CheckInvariants(); }
+
+}  // namespace spanpool

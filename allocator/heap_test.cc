@@ -1,0 +1,511 @@
+#include "allocator/heap.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+#include <random>
+#include <set>
+#include <thread>
+#include <vector>
+
+#include "allocator/anonymous_arena_source.h"
+#include "allocator/fake_block_states.h"
+#include "allocator/faulty_arena_source.h"
+
+namespace spanpool {
+namespace {
+
+constexpr SpanClass kClass64 = SpanClass(SizeClassFor(64), /*noscan=*/true);
+constexpr SpanClass kClass8192 = SpanClass(SizeClassFor(8192), /*noscan=*/true);
+
+HeapOptions Limit(uint64_t bytes) {
+  HeapOptions options;
+  options.limit_bytes = bytes;
+  return options;
+}
+
+void ExpectAddsUp(const HeapStats& stats) {
+  EXPECT_EQ(stats.on_loan_bytes + stats.in_lists_bytes + stats.free_bytes + stats.scavenged_bytes,
+            stats.reserved_bytes);
+}
+
+TEST(Heap, AGrantedSpanHasTheShapeOfItsClass) {
+  FaultyArenaSource source;
+  Heap heap(Limit(kArenaBytes), &source, nullptr);
+  for (uint8_t value = 2; value < kNumSpanClasses; ++value) {
+    const SpanClass span_class = SpanClass::FromValue(value);
+    absl::StatusOr<Span*> span = heap.Grant(span_class);
+    ASSERT_TRUE(span.ok()) << span.status();
+    EXPECT_EQ((*span)->span_class, span_class);
+    EXPECT_EQ((*span)->pages, SpanPages(span_class.size_class()));
+    EXPECT_EQ((*span)->blocks, BlocksPerSpan(span_class.size_class()));
+    EXPECT_EQ((*span)->block_bytes, BlockBytes(span_class.size_class()));
+    EXPECT_FALSE((*span)->large());
+    EXPECT_FALSE((*span)->needs_zero);
+    EXPECT_EQ((*span)->in_use().size(), ((*span)->blocks + 63) / 64);
+    for (const uint64_t word : (*span)->in_use()) EXPECT_EQ(word, 0u);
+    for (uint64_t i = 0; i < (*span)->pages.value(); ++i) {
+      EXPECT_EQ(heap.SpanOf((*span)->first_page + PageCount(i)), *span);
+    }
+  }
+  heap.CheckInvariants();
+}
+
+TEST(Heap, WhatIsNotASpanIsRefusedOrUnknown) {
+  FaultyArenaSource source;
+  Heap heap(Limit(kArenaBytes), &source, nullptr);
+  EXPECT_EQ(heap.Grant(SpanClass()).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(heap.GrantLarge(PageCount(0), false).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(heap.GrantLarge(PageCount(1), false, PageCount(0)).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(heap.GrantLarge(PageCount(1), false, PageCount(3)).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  for (const uint64_t page : {uint64_t{0}, uint64_t{1} << 20, uint64_t{1} << 35, UINT64_MAX}) {
+    EXPECT_EQ(heap.SpanOf(PageId(page)), nullptr);
+  }
+}
+
+TEST(Heap, MemoryIsBehindEveryPageThatIsGranted) {
+  AnonymousArenaSource source(4);
+  Heap heap(Limit(kArenaBytes), &source, nullptr);
+  for (const SpanClass span_class : {kClass64, kClass8192}) {
+    absl::StatusOr<Span*> span = heap.Grant(span_class);
+    ASSERT_TRUE(span.ok());
+    std::byte* const at = source.At(OffsetOf((*span)->first_page));
+    std::fill_n(at, Bytes((*span)->pages), std::byte{0xAA});
+  }
+  heap.CheckInvariants();
+}
+
+TEST(Heap, AnEmptySpanIsFreeAtOnceWhenReturned) {
+  FaultyArenaSource source;
+  Heap heap(Limit(kArenaBytes), &source, nullptr);
+  Span* const span = *heap.Grant(kClass8192);
+  const PageId page = span->first_page;
+  EXPECT_EQ(heap.stats().on_loan_bytes, kPageBytes);
+  EXPECT_EQ(heap.stats().spans_on_loan, 1u);
+  heap.Return(span);
+  EXPECT_EQ(heap.SpanOf(page), nullptr);
+  const HeapStats stats = heap.stats();
+  EXPECT_EQ(stats.on_loan_bytes, 0u);
+  EXPECT_EQ(stats.in_lists_bytes, 0u);
+  EXPECT_EQ(stats.free_bytes, kPageBytes);
+  EXPECT_EQ(stats.spans_on_loan, 0u);
+  ExpectAddsUp(stats);
+  heap.CheckInvariants();
+}
+
+TEST(Heap, ASpanInUseElsewhereIsListedAndGrantedAgainBeforeANewOne) {
+  FaultyArenaSource source;
+  FakeBlockStates states;
+  Heap heap(Limit(kArenaBytes), &source, &states);
+  Span* const span = *heap.Grant(kClass64);
+  states.Refer(*span, 3);
+  states.Refer(*span, 100);
+  heap.Return(span);
+  EXPECT_EQ(heap.stats().in_lists_bytes, kPageBytes);
+  EXPECT_EQ(heap.stats().live_listed_blocks, 2u);
+  EXPECT_EQ(heap.stats().spans_in_lists, 1u);
+  EXPECT_EQ(heap.SpanOf(span->first_page), span);
+  heap.CheckInvariants();
+  Span* const again = *heap.Grant(kClass64);
+  EXPECT_EQ(again, span);
+  EXPECT_EQ(again->in_use()[0], uint64_t{1} << 3);
+  EXPECT_EQ(again->in_use()[1], uint64_t{1} << 36);
+  EXPECT_EQ(heap.stats().in_lists_bytes, 0u);
+  heap.CheckInvariants();
+}
+
+TEST(Heap, AFullSpanIsNotGrantedUntilASweepFindsAFreeBlock) {
+  FaultyArenaSource source;
+  FakeBlockStates states;
+  Heap heap(Limit(kArenaBytes), &source, &states);
+  Span* const span = *heap.Grant(kClass64);
+  const PageId page = span->first_page;
+  for (uint32_t i = 0; i < span->blocks; ++i) states.Refer(*span, i);
+  heap.Return(span);
+  Span* const other = *heap.Grant(kClass64);
+  EXPECT_NE(other, span);
+  states.Drop(page, 5);
+  EXPECT_EQ(heap.Sweep(), PageCount(0));
+  Span* const again = *heap.Grant(kClass64);
+  EXPECT_EQ(again, span);
+  EXPECT_EQ(again->in_use()[0], ~(uint64_t{1} << 5));
+  heap.CheckInvariants();
+}
+
+TEST(Heap, SweepingFreesSpansThatWereLeftEmpty) {
+  FaultyArenaSource source;
+  FakeBlockStates states;
+  Heap heap(Limit(kArenaBytes), &source, &states);
+  Span* const small = *heap.Grant(kClass64);
+  Span* const large = *heap.GrantLarge(PageCount(10), /*scan=*/false);
+  const PageId small_page = small->first_page;
+  const PageId large_page = large->first_page;
+  states.Refer(*small, 0);
+  states.Refer(*large, 0);
+  heap.Return(small);
+  heap.Return(large);
+  EXPECT_EQ(heap.Sweep(), PageCount(0));
+  states.Drop(large_page, 0);
+  EXPECT_EQ(heap.Sweep(), PageCount(10));
+  EXPECT_EQ(heap.SpanOf(large_page), nullptr);
+  states.Drop(small_page, 0);
+  EXPECT_EQ(heap.Sweep(), PageCount(1));
+  EXPECT_EQ(heap.stats().in_lists_bytes, 0u);
+  heap.CheckInvariants();
+}
+
+TEST(HeapDeathTest, ReturningASpanTwiceIsRefused) {
+  FaultyArenaSource source;
+  FakeBlockStates states;
+  Heap heap(Limit(kArenaBytes), &source, &states);
+  Span* const freed = *heap.Grant(kClass64);
+  Span* const listed = *heap.Grant(kClass64);
+  states.Refer(*listed, 0);
+  heap.Return(freed);
+  heap.Return(listed);
+  EXPECT_DEATH(heap.Return(freed), "not on loan");
+  EXPECT_DEATH(heap.Return(listed), "not on loan");
+}
+
+TEST(Heap, SpansCrossArenaBorders) {
+  AnonymousArenaSource source(16);
+  Heap heap(Limit(8 * kArenaBytes), &source, nullptr);
+  Span* const first = *heap.GrantLarge(PageCount(kPagesPerArena - 3), false);
+  Span* const second = *heap.GrantLarge(PageCount(7), false);
+  EXPECT_EQ(ArenaOf(second->first_page), ArenaIndex(0));
+  EXPECT_EQ(ArenaOf(second->range().end()), ArenaIndex(1));
+  EXPECT_EQ(heap.SpanOf(FirstPageOf(ArenaIndex(1))), second);
+  Span* const third = *heap.GrantLarge(PageCount(2 * kPagesPerArena + 1), false);
+  EXPECT_EQ(third->block_bytes, 2 * kArenaBytes + kPageBytes);
+  EXPECT_EQ(third->blocks, 1u);
+  EXPECT_EQ(heap.stats().reserved_bytes, 4 * kArenaBytes);
+  heap.CheckInvariants();
+  for (Span* span : {first, second, third}) heap.Return(span);
+  EXPECT_EQ(heap.stats().free_bytes, Bytes(PageCount(3 * kPagesPerArena + 5)));
+  heap.CheckInvariants();
+}
+
+TEST(Heap, LargeSpansAreAligned) {
+  FaultyArenaSource source;
+  Heap heap(Limit(4 * kArenaBytes), &source, nullptr);
+  ASSERT_TRUE(heap.Grant(kClass64).ok());
+  for (uint64_t alignment = 1; alignment <= kPagesPerArena; alignment *= 2) {
+    absl::StatusOr<Span*> span = heap.GrantLarge(PageCount(5), true, PageCount(alignment));
+    ASSERT_TRUE(span.ok()) << span.status();
+    EXPECT_EQ((*span)->first_page.value() % alignment, 0u);
+    EXPECT_FALSE((*span)->span_class.noscan());
+  }
+  heap.CheckInvariants();
+}
+
+TEST(Heap, AnImpossibleRunIsRefusedBeforeArenasAreMadeForIt) {
+  FaultyArenaSource source;
+  HeapOptions options = Limit(64 * kArenaBytes);
+  options.max_arenas = 3;
+  Heap heap(options, &source, nullptr);
+  EXPECT_EQ(heap.GrantLarge(PageCount(4 * kPagesPerArena), false).status().code(),
+            absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(heap.GrantLarge(PageCount(UINT64_MAX), false).status().code(),
+            absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(heap.stats().reserved_bytes, 0u);
+  EXPECT_TRUE(heap.GrantLarge(PageCount(3 * kPagesPerArena), false).ok());
+  EXPECT_EQ(heap.Grant(kClass64).status().code(), absl::StatusCode::kResourceExhausted);
+  heap.CheckInvariants();
+}
+
+TEST(Heap, TheLimitHoldsForSpansOnLoanAndListedTogether) {
+  FaultyArenaSource source;
+  FakeBlockStates states;
+  Heap heap(Limit(10 * kPageBytes), &source, &states);
+  Span* const listed = *heap.GrantLarge(PageCount(4), false);
+  const PageId page = listed->first_page;
+  states.Refer(*listed, 0);
+  heap.Return(listed);
+  Span* const loan = *heap.GrantLarge(PageCount(6), false);
+  const absl::Status status = heap.Grant(kClass8192).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_NE(status.message().find("limit"), std::string::npos) << status;
+  // What others have freed meanwhile is found before a grant is refused.
+  states.Drop(page, 0);
+  EXPECT_TRUE(heap.Grant(kClass8192).ok());
+  heap.Return(loan);
+  heap.CheckInvariants();
+}
+
+TEST(Heap, ReplenishBacksTheReserveAheadOfDemand) {
+  FaultyArenaSource source;
+  HeapOptions options = Limit(2 * kArenaBytes);
+  options.reserve_bytes = kArenaBytes + 100 * kPageBytes;
+  Heap heap(options, &source, nullptr);
+  ASSERT_TRUE(heap.Replenish().ok());
+  EXPECT_EQ(heap.stats().free_bytes, options.reserve_bytes);
+  const uint64_t populated = source.calls(FaultyArenaSource::Call::kPopulate);
+  ASSERT_TRUE(heap.Grant(kClass64).ok());
+  EXPECT_EQ(source.calls(FaultyArenaSource::Call::kPopulate), populated);
+  ASSERT_TRUE(heap.GrantLarge(PageCount(kPagesPerArena), false).ok());
+  // No more than the limit leaves.
+  ASSERT_TRUE(heap.Replenish().ok());
+  EXPECT_EQ(heap.stats().free_bytes, kArenaBytes - kPageBytes);
+  heap.CheckInvariants();
+}
+
+TEST(Heap, MemoryThatWasUsedNeedsZeroingAndFreshMemoryDoesNot) {
+  FaultyArenaSource source;
+  Heap heap(Limit(kArenaBytes), &source, nullptr);
+  Span* const first = *heap.Grant(kClass64);
+  EXPECT_FALSE(first->needs_zero);
+  heap.Return(first);
+  EXPECT_TRUE((*heap.Grant(kClass64))->needs_zero);
+  EXPECT_FALSE((*heap.Grant(kClass64))->needs_zero);
+}
+
+// Fails the N-th call of each kind, for N = 1, 2, 3 ..., until a run meets none.
+TEST(Heap, FailsCleanlyAtEveryCallOfTheArenaSource) {
+  using Call = FaultyArenaSource::Call;
+  for (const Call call : {Call::kCreate, Call::kPopulate, Call::kDiscard}) {
+    for (uint64_t n = 1;; ++n) {
+      SCOPED_TRACE(n);
+      FaultyArenaSource source;
+      source.FailCall(call, n);
+      if (call == Call::kDiscard) source.FailCall(Call::kPopulate, n);
+      HeapOptions options = Limit(4 * kArenaBytes);
+      options.reserve_bytes = 3 << 20;
+      Heap heap(options, &source, nullptr);
+      std::vector<Span*> spans;
+      const auto keep = [&](absl::StatusOr<Span*> span) {
+        heap.CheckInvariants();
+        if (span.ok()) {
+          spans.push_back(*span);
+        } else {
+          EXPECT_EQ(span.status().code(), absl::StatusCode::kResourceExhausted);
+        }
+      };
+      if (absl::Status status = heap.Replenish(); !status.ok()) {
+        EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+      }
+      for (int i = 0; i < 3; ++i) {
+        keep(heap.Grant(kClass64));
+        keep(heap.GrantLarge(PageCount(kPagesPerArena / 2 + 1), false));
+      }
+      for (Span* span : spans) heap.Return(span);
+      heap.CheckInvariants();
+      EXPECT_EQ(heap.stats().on_loan_bytes, 0u);
+      // A failure passes: what fails for it succeeds the next time.
+      if (!heap.GrantLarge(PageCount(3 * kPagesPerArena), false).ok()) {
+        EXPECT_TRUE(heap.GrantLarge(PageCount(3 * kPagesPerArena), false).ok());
+      }
+      heap.CheckInvariants();
+      if (source.failures(call) == 0) {
+        EXPECT_GT(n, 1u);
+        break;
+      }
+    }
+  }
+}
+
+// The heap against a model that knows only which pages and blocks are whose.
+TEST(Heap, RandomOperationsMatchATriviallyCorrectModel) {
+  const uint64_t seed = std::random_device()();
+  SCOPED_TRACE(testing::Message() << "seed " << seed);
+  std::mt19937_64 random(seed);
+  FaultyArenaSource source;
+  FakeBlockStates states;
+  HeapOptions options = Limit(3 * kArenaBytes);
+  options.reserve_bytes = 1 << 20;
+  Heap heap(options, &source, &states);
+
+  struct Loan {
+    Span* span;
+    std::set<uint32_t> shared;  // blocks others refer to
+  };
+  std::vector<Loan> loans;
+  std::map<PageId, PageCount> owned;                         // model: pages of live spans
+  std::set<std::pair<PageId, uint32_t>> live;                // blocks others refer to
+  std::map<PageId, std::pair<PageCount, SpanClass>> listed;  // returned with live blocks
+  uint64_t owned_pages = 0;
+
+  const auto granted = [&](Span* span) {
+    const auto in_list = listed.find(span->first_page);
+    if (in_list != listed.end()) {
+      ASSERT_EQ(in_list->second.first, span->pages);
+      ASSERT_EQ(in_list->second.second, span->span_class);
+      listed.erase(in_list);
+    } else {
+      // Overlaps nothing.
+      const auto next = owned.lower_bound(span->first_page);
+      if (next != owned.end()) {
+        ASSERT_LE(span->range().end(), next->first);
+      }
+      if (next != owned.begin()) {
+        const auto before = std::prev(next);
+        ASSERT_LE(before->first + before->second, span->first_page);
+      }
+      owned[span->first_page] = span->pages;
+      owned_pages += span->pages.value();
+    }
+    Loan loan{span, {}};
+    // Every block that somebody refers to is marked; others may be until they are swept.
+    for (uint32_t i = 0; i < span->blocks; ++i) {
+      const bool marked = (span->in_use()[i / 64] >> (i % 64) & 1) != 0;
+      const bool referred = live.contains({span->first_page, i});
+      ASSERT_TRUE(marked || !referred);
+      if (marked) loan.shared.insert(i);
+    }
+    loans.push_back(std::move(loan));
+  };
+  // The model learns which listed spans the heap has freed.
+  const auto reconcile = [&] {
+    for (auto it = listed.begin(); it != listed.end();) {
+      // Freed; and perhaps granted again, in another shape. In the same shape there is nothing to
+      // tell the two spans apart, nor any need to.
+      const Span* const span = heap.SpanOf(it->first);
+      if (span == nullptr || span->first_page != it->first || span->pages != it->second.first ||
+          span->span_class != it->second.second) {
+        const auto block = live.lower_bound({it->first, 0});
+        ASSERT_TRUE(block == live.end() || block->first != it->first) << "a live block was lost";
+        owned_pages -= it->second.first.value();
+        owned.erase(it->first);
+        it = listed.erase(it);
+      } else {
+        ++it;
+      }
+    }
+  };
+
+  for (int step = 0; step < 20000; ++step) {
+    const uint64_t choice = random() % 100;
+    if (choice < 35) {
+      const SpanClass span_class =
+          SpanClass::FromValue(static_cast<uint8_t>(2 + random() % (kNumSpanClasses - 2)));
+      absl::StatusOr<Span*> span = heap.Grant(span_class);
+      reconcile();
+      if (span.ok()) {
+        granted(*span);
+      } else {
+        ASSERT_EQ(span.status().code(), absl::StatusCode::kResourceExhausted);
+      }
+    } else if (choice < 45) {
+      const PageCount pages(1 + random() % (random() % 50 == 0 ? kPagesPerArena : 200));
+      const PageCount alignment(uint64_t{1} << (random() % 10));
+      absl::StatusOr<Span*> span = heap.GrantLarge(pages, random() % 2 == 0, alignment);
+      reconcile();
+      if (span.ok()) {
+        ASSERT_EQ((*span)->pages, pages);
+        ASSERT_EQ((*span)->first_page.value() % alignment.value(), 0u);
+        granted(*span);
+      } else {
+        ASSERT_EQ(span.status().code(), absl::StatusCode::kResourceExhausted);
+      }
+    } else if (choice < 60) {
+      if (loans.empty()) continue;
+      Loan& loan = loans[random() % loans.size()];
+      const uint32_t block = static_cast<uint32_t>(random() % loan.span->blocks);
+      if (loan.shared.insert(block).second) {
+        states.Refer(*loan.span, block);
+        live.insert({loan.span->first_page, block});
+      }
+    } else if (choice < 75) {
+      if (live.empty()) continue;
+      auto it = live.lower_bound({PageId(random() % (3 * kPagesPerArena)), 0});
+      if (it == live.end()) it = live.begin();
+      states.Drop(it->first, it->second);
+      live.erase(it);
+    } else if (choice < 98) {
+      if (loans.empty()) continue;
+      const size_t at = random() % loans.size();
+      std::swap(loans[at], loans.back());
+      Span* const span = loans.back().span;
+      loans.pop_back();
+      listed[span->first_page] = {span->pages, span->span_class};
+      heap.Return(span);
+      reconcile();
+    } else if (choice < 99) {
+      heap.Sweep();
+      reconcile();
+      for (const auto& [page, shape] : listed) {
+        const auto block = live.lower_bound({page, 0});
+        ASSERT_TRUE(block != live.end() && block->first == page)
+            << "an empty span survived a sweep";
+      }
+    } else {
+      ASSERT_TRUE(heap.Replenish().ok());
+    }
+    const HeapStats stats = heap.stats();
+    ASSERT_EQ(stats.on_loan_bytes + stats.in_lists_bytes, owned_pages * kPageBytes);
+    ASSERT_EQ(stats.spans_on_loan, loans.size());
+    ASSERT_EQ(stats.spans_in_lists, listed.size());
+    ExpectAddsUp(stats);
+    if (step % 500 == 0) heap.CheckInvariants();
+  }
+  for (const Loan& loan : loans) heap.Return(loan.span);
+  for (const auto& [page, block] : live) states.Drop(page, block);
+  heap.Sweep();
+  EXPECT_EQ(heap.stats().on_loan_bytes + heap.stats().in_lists_bytes, 0u);
+  heap.CheckInvariants();
+}
+
+TEST(Heap, FourThreadsGrantShareSweepAndReturn) {
+  FaultyArenaSource source;
+  FakeBlockStates states;
+  HeapOptions options = Limit(2 * kArenaBytes);
+  options.reserve_bytes = 4 << 20;
+  Heap heap(options, &source, &states);
+  std::vector<std::thread> threads;
+  for (uint64_t seed = 0; seed < 4; ++seed) {
+    threads.emplace_back([&, seed] {
+      std::mt19937_64 random(seed);
+      std::vector<Span*> loans;
+      std::vector<std::pair<PageId, uint32_t>> shared;
+      for (int i = 0; i < 4000; ++i) {
+        const uint64_t choice = random() % 100;
+        if (choice < 40) {
+          // Few classes, so that threads meet in the lists.
+          absl::StatusOr<Span*> span =
+              choice < 5 ? heap.GrantLarge(PageCount(1 + random() % 600), false)
+                         : heap.Grant(SpanClass::FromValue(static_cast<uint8_t>(2 + random() % 4)));
+          if (span.ok()) {
+            (*span)->loan_session = seed + 1;
+            loans.push_back(*span);
+          }
+        } else if (choice < 60) {
+          if (loans.empty()) continue;
+          Span* const span = loans[random() % loans.size()];
+          const uint32_t block = static_cast<uint32_t>(random() % span->blocks);
+          if (states.Refers(span->first_page, block)) continue;
+          states.Refer(*span, block);
+          shared.push_back({span->first_page, block});
+        } else if (choice < 70) {
+          if (shared.empty()) continue;
+          states.Drop(shared.back().first, shared.back().second);
+          shared.pop_back();
+        } else if (choice < 97) {
+          if (loans.empty()) continue;
+          Span* const span = loans.back();
+          loans.pop_back();
+          EXPECT_EQ(span->loan_session, seed + 1);
+          EXPECT_EQ(heap.SpanOf(span->first_page), span);
+          heap.Return(span);
+        } else if (choice < 98) {
+          heap.Sweep();
+        } else if (choice < 99) {
+          EXPECT_TRUE(heap.Replenish().ok());
+        } else {
+          ExpectAddsUp(heap.stats());
+        }
+      }
+      for (Span* span : loans) heap.Return(span);
+      for (const auto& [page, block] : shared) states.Drop(page, block);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  heap.Sweep();
+  heap.CheckInvariants();
+  EXPECT_EQ(heap.stats().on_loan_bytes + heap.stats().in_lists_bytes, 0u);
+}
+
+}  // namespace
+}  // namespace spanpool

@@ -1,0 +1,256 @@
+#include "allocator/page_heap.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "allocator/check.h"
+
+namespace spanpool {
+namespace {
+
+// Pages backed in one call: enough to be worth it, few enough to leave the rest to others.
+constexpr PageCount kReplenishStep(256);  // 2 MiB
+
+}  // namespace
+
+PageHeap::PageHeap(const PageHeapOptions& options, ArenaSource* source, MetadataSource* metadata)
+    : options_(options), source_(source), records_(metadata), map_(metadata), pages_(metadata) {
+  SPANPOOL_CHECK_LE(options.max_arenas, kMaxArenas);
+}
+
+absl::StatusOr<Span*> PageHeap::Allocate(SpanClass span_class, PageCount pages,
+                                         PageCount alignment) {
+  const SizeClass size_class = span_class.size_class();
+  SPANPOOL_CHECK(span_class.large() || pages == SpanPages(size_class));
+  // The record first: once there are pages nothing but the lack of memory can fail.
+  Span* const span = records_.New(span_class.large() ? 1 : BlocksPerSpan(size_class));
+  if (span == nullptr) return absl::ResourceExhaustedError("no memory for the record of a span");
+
+  PageAlloc::Run run;
+  bool scavenged_is_zero;
+  {
+    RankedMutexLock lock(&mu_);
+    absl::StatusOr<PageAlloc::Run> taken = TakeLocked(pages, alignment);
+    if (!taken.ok()) {
+      records_.Delete(span);
+      return taken.status();
+    }
+    run = *taken;
+    scavenged_is_zero = scavenged_is_zero_;
+  }
+  const PageRange range{run.first, pages};
+  if (run.scavenged > PageCount(0)) {
+    const absl::Status status = source_->Populate(range);
+    if (!status.ok()) {
+      // Which pages have memory now nobody knows; none has after this.
+      const bool discarded = source_->Discard(range).ok();
+      records_.Delete(span);
+      RankedMutexLock lock(&mu_);
+      pages_.FreeScavenged(range);
+      in_use_ -= pages;
+      charged_ -= pages;
+      --spans_;
+      if (!discarded) scavenged_is_zero_ = false;
+      return absl::ResourceExhaustedError(
+          absl::StrCat("no memory behind ", pages.value(), " pages: ", status.message()));
+    }
+  }
+  const bool used_before = map_.MarkUsed(range);
+  span->first_page = run.first;
+  span->pages = pages;
+  span->span_class = span_class;
+  span->needs_zero = used_before && !(run.scavenged == pages && scavenged_is_zero);
+  span->block_bytes = span_class.large() ? Bytes(pages) : BlockBytes(size_class);
+  span->loan_session = 0;
+  span->loan_sequence = 0;
+  span->blocks_in_use = 0;
+  span->sweep_generation.store(Span::kOnLoan, std::memory_order_relaxed);
+  // Whoever finds the span by a page or by a bit acquires what Enter releases.
+  span->state.store(Span::State::kInUse, std::memory_order_relaxed);
+  map_.Enter(span);
+  return span;
+}
+
+absl::StatusOr<PageAlloc::Run> PageHeap::TakeLocked(PageCount pages, PageCount alignment) {
+  const uint64_t limit_pages = options_.limit_bytes / kPageBytes;
+  if (pages.value() > limit_pages || charged_.value() > limit_pages - pages.value()) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the pool is at its limit: ", Bytes(charged_), " of ", options_.limit_bytes,
+                     " bytes are in use and ", Bytes(pages),
+                     " more are asked for; return idle spans and try again"));
+  }
+  charged_ += pages;  // before the lock is released, or the limit could be passed
+  while (true) {
+    if (std::optional<PageAlloc::Run> run = pages_.Alloc(pages, alignment); run.has_value()) {
+      in_use_ += pages;
+      ++spans_;
+      return *run;
+    }
+    // A run that ends in an arena to come starts at this page or later.
+    const uint64_t end = FirstPageOf(ArenaIndex(next_arena_)).value();
+    const uint64_t earliest = end >= pages.value() ? end - pages.value() + 1 : 0;
+    const uint64_t first = (earliest + alignment.value() - 1) & ~(alignment.value() - 1);
+    absl::Status status;
+    if (first + pages.value() > uint64_t{options_.max_arenas} * kPagesPerArena) {
+      if (backing_ > PageCount(0)) {
+        // Free pages are with threads that put memory behind them; they come back.
+        mu_.Await(absl::Condition(
+            +[](PageCount* backing) { return *backing == PageCount(0); }, &backing_));
+        continue;
+      }
+      status = absl::ResourceExhaustedError(
+          absl::StrCat("no run of ", pages.value(), " pages is left in the ", options_.max_arenas,
+                       " arenas there may be; return idle spans and try again"));
+    } else {
+      status = GrowLocked();
+    }
+    if (!status.ok()) {
+      charged_ -= pages;
+      return status;
+    }
+  }
+}
+
+absl::Status PageHeap::GrowLocked() {
+  if (growing_) {
+    mu_.Await(absl::Condition(
+        +[](bool* growing) { return !*growing; }, &growing_));
+    return absl::OkStatus();  // the caller looks again; if that thread failed, it is our turn
+  }
+  if (next_arena_ >= options_.max_arenas) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("all ", options_.max_arenas, " arenas there may be exist"));
+  }
+  const ArenaIndex arena(next_arena_);
+  if (!next_created_) {
+    growing_ = true;
+    mu_.Unlock();
+    const absl::Status status = source_->Create(arena);
+    mu_.Lock();
+    growing_ = false;
+    if (absl::IsAlreadyExists(status)) {
+      // Its index was used by somebody before us; it stays a hole.
+      ++next_arena_;
+      return absl::OkStatus();
+    }
+    if (!status.ok()) return status;
+    next_created_ = true;
+  }
+  if (map_.Find(arena) == nullptr && !map_.Add(arena)) {
+    return absl::ResourceExhaustedError("no memory for the record of an arena");
+  }
+  const absl::Status status = pages_.Grow({FirstPageOf(arena), PageCount(kPagesPerArena)});
+  if (!status.ok()) return status;
+  next_created_ = false;
+  ++next_arena_;
+  ++arenas_;
+  return absl::OkStatus();
+}
+
+void PageHeap::Free(Span* span) {
+  SPANPOOL_CHECK(span->state.load(std::memory_order_relaxed) == Span::State::kInUse);
+  SPANPOOL_CHECK(span->set == nullptr);
+  map_.Leave(span);
+  span->state.store(Span::State::kFree, std::memory_order_relaxed);
+  const PageRange range = span->range();
+  records_.Delete(span);
+  RankedMutexLock lock(&mu_);
+  pages_.Free(range);
+  in_use_ -= range.count;
+  charged_ -= range.count;
+  --spans_;
+}
+
+absl::Status PageHeap::Replenish() {
+  RankedMutexLock lock(&mu_);
+  while (true) {
+    const uint64_t limit = options_.limit_bytes / kPageBytes;
+    const uint64_t target =
+        std::min(options_.reserve_bytes / kPageBytes, limit - std::min(limit, charged_.value()));
+    const uint64_t have = (pages_.free_backed() + backing_).value();
+    if (have >= target) return absl::OkStatus();
+    const std::optional<PageRange> range =
+        pages_.FindScavenged(std::min(kReplenishStep, PageCount(target - have)));
+    if (!range.has_value()) {
+      const absl::Status status = GrowLocked();
+      if (!status.ok()) return status;
+      continue;
+    }
+    pages_.AllocRange(*range);
+    backing_ += range->count;
+    mu_.Unlock();
+    const absl::Status status = source_->Populate(*range);
+    // Best effort: if memory stays behind some of the pages it is found there later.
+    if (!status.ok()) source_->Discard(*range).IgnoreError();
+    mu_.Lock();
+    backing_ -= range->count;
+    if (status.ok()) pages_.ClearScavenged(*range);
+    pages_.Free(*range);
+    if (!status.ok()) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("no memory for the reserve: ", status.message()));
+    }
+  }
+}
+
+PageHeapStats PageHeap::StatsLocked() const {
+  PageHeapStats stats;
+  stats.reserved = PageCount(arenas_ * kPagesPerArena);
+  stats.in_use = in_use_;
+  stats.free = pages_.free_backed();
+  stats.scavenged = pages_.free_scavenged() + backing_;
+  stats.spans = spans_;
+  return stats;
+}
+
+PageHeapStats PageHeap::stats() const {
+  RankedMutexLock lock(&mu_);
+  return StatsLocked();
+}
+
+uint64_t PageHeap::metadata_bytes() const {
+  uint64_t index_bytes;
+  {
+    RankedMutexLock lock(&mu_);
+    index_bytes = pages_.metadata_bytes();
+  }
+  return index_bytes + map_.metadata_bytes() + records_.metadata_bytes();
+}
+
+void PageHeap::CheckInvariants() const {
+  RankedMutexLock lock(&mu_);
+  pages_.CheckInvariants();
+  const PageHeapStats stats = StatsLocked();
+  SPANPOOL_CHECK_EQ(stats.in_use + stats.free + stats.scavenged, stats.reserved);
+  SPANPOOL_CHECK_EQ(pages_.allocated(), in_use_ + backing_);
+  SPANPOOL_CHECK_EQ(in_use_, charged_);
+  SPANPOOL_CHECK_LE(Bytes(charged_), options_.limit_bytes);
+
+  uint64_t spans = 0;
+  PageCount in_use;
+  PageCount reserved;
+  for (uint32_t index = 0; index < next_arena_; ++index) {
+    const Arena* const arena = map_.Find(ArenaIndex(index));
+    if (arena == nullptr) continue;  // a hole
+    reserved += PageCount(kPagesPerArena);
+    for (size_t i = 0; i < kPagesPerArena; ++i) {
+      const PageId page = FirstPageOf(ArenaIndex(index)) + PageCount(i);
+      const Span* const span = arena->spans[i].load(std::memory_order_acquire);
+      SPANPOOL_CHECK_EQ(arena->pages_in_use.Test(i), span != nullptr && span->first_page == page)
+          << "page " << page;
+      SPANPOOL_CHECK(arena->pages_in_use.Test(i) || !arena->specials.Test(i)) << "page " << page;
+      if (span == nullptr) continue;
+      SPANPOOL_CHECK(span->state.load(std::memory_order_relaxed) == Span::State::kInUse);
+      SPANPOOL_CHECK(span->first_page <= page && page < span->range().end()) << "page " << page;
+      SPANPOOL_CHECK(!pages_.IsFree(page)) << "page " << page;
+      SPANPOOL_CHECK_LT(i, arena->zeroed_pages.load(std::memory_order_relaxed));
+      in_use += PageCount(1);
+      if (span->first_page == page) ++spans;
+    }
+  }
+  SPANPOOL_CHECK_EQ(reserved, stats.reserved);
+  SPANPOOL_CHECK_EQ(in_use, stats.in_use);
+  SPANPOOL_CHECK_EQ(spans, spans_);
+}
+
+}  // namespace spanpool

@@ -32,7 +32,7 @@ namespace {
 constexpr size_t kSmallest = 64;  // smaller blocks cannot be shared
 constexpr size_t kLargest = 1 << 20;
 
-absl::Status Error(std::string_view doing, std::string_view path) {
+absl::Status Error(const char* doing, const std::string& path) {
   return absl::ErrnoToStatus(errno, absl::StrCat(doing, " ", path));
 }
 

@@ -47,6 +47,7 @@ bool MarkInHand(ClientSpan* span, uint32_t index, bool in_hand) {
 
 SessionCore::SessionCore(PoolFacts facts, std::unique_ptr<SpanSource> source)
     : limit_bytes_(facts.limit_bytes),
+      address_bytes_(facts.address_bytes),
       incarnation_(facts.incarnation),
       slot_capacity_(facts.slot_capacity),
       writable_(facts.writable),
@@ -65,7 +66,7 @@ absl::StatusOr<SessionCore*> SessionCore::Create(PoolFacts facts,
 
 absl::Status SessionCore::Init(const layout::UniqueFd& session_segment) {
   absl::StatusOr<std::unique_ptr<AddressRange>> range =
-      AddressRange::Reserve(limit_bytes_, writable_, source_.get());
+      AddressRange::Reserve(address_bytes_, writable_, source_.get());
   if (!range.ok()) return range.status();
   range_ = *std::move(range);
   absl::StatusOr<std::unique_ptr<PageMap>> pages =

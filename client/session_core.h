@@ -34,6 +34,7 @@ namespace spanpool::internal {
 // What attaching told.
 struct PoolFacts {
   uint64_t limit_bytes = 0;
+  uint64_t address_bytes = 0;  // every arena lies below this offset
   uint32_t incarnation = 0;
   uint32_t slot_capacity = 0;
   bool writable = true;
@@ -98,6 +99,7 @@ class SessionCore final : public SessionLife {
 
   // Constant after construction.
   const uint64_t limit_bytes_;
+  const uint64_t address_bytes_;
   const uint32_t incarnation_;
   const uint32_t slot_capacity_;
   const bool writable_;

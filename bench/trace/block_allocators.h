@@ -5,9 +5,9 @@
 //   free_list   FreeListAlloc over the same, extended at its end as a program break is
 //   size_class  the heap of allocator/ on anonymous memory: blocks from spans, spans from the heap
 //
-// size_class does what a process that uses the heap alone would: per size class it takes blocks from
-// the first span that has one free, asks the heap for a span when none has, and returns a span when its
-// last block is free, keeping one per class.
+// size_class does what a process that uses the heap alone would: per size class it takes blocks
+// from the first span that has one free, asks the heap for a span when none has, and returns a span
+// when its last block is free, keeping one per class.
 //
 // Not thread-safe.
 

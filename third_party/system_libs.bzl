@@ -44,6 +44,14 @@ _PLAIN_LIBRARIES = {
     "rapidcheck": (["-lrapidcheck"], "librapidcheck-dev"),
 }
 
+# What a library of ours adds to one of the system's: target name -> the value of `deps`.
+_EXTRA_DEPS = {
+    "absl_synchronization": """select({
+        "@//:tsan": ["@//third_party/absl_tsan"],
+        "//conditions:default": [],
+    })""",
+}
+
 def _run(repository_ctx, arguments):
     result = repository_ctx.execute(arguments)
     if result.return_code != 0:
@@ -85,7 +93,7 @@ def _system_libs_impl(repository_ctx):
             name = name,
             defines = [_version_define(repository_ctx, package)],
             linkopts = _split_flags(libs, ["-l", "-L", "-Wl,", "-pthread"]),
-            deps = [],
+            deps = _EXTRA_DEPS.get(name, "[]"),
         ))
     for name, (linkopts, package) in _PLAIN_LIBRARIES.items():
         targets.append(_TARGET.format(

@@ -8,6 +8,7 @@ was a problem. With --format, rewrites what clang-format would change instead, a
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import time
@@ -62,10 +63,27 @@ def check_python(files):
                 yield Problem(path, error.lineno or 0, error.msg)
 
 
+def check_packages(_):
+    """Every library that the build asks for is installed by ./dev build."""
+    libraries = "third_party/system_libs.bzl"
+    group, build = None, set()
+    for line in read("deploy/packages.txt").splitlines():
+        if line.startswith("# ["):
+            group = line[3:].split("]")[0]
+        elif line and not line.startswith("#") and group == "build":
+            build.add(line)
+    for number, line in enumerate(read(libraries).splitlines(), 1):
+        for package in re.findall(r'"([\w.+-]+-dev)"', line):
+            if package not in build:
+                yield Problem(libraries, number, "%s is missing from the [build] group of "
+                              "deploy/packages.txt" % package)
+
+
 CHECKS = [
     ("format", check_format),
     ("shell scripts", check_shell),
     ("Python", check_python),
+    ("packages", check_packages),
     ("layering", layering.check),
     ("documents", documents.check),
     ("clang-tidy", tidy.check),

@@ -5,16 +5,20 @@ usage: summarize_tests.py EVENTS STATUS <LABELS
   STATUS  Bazel's exit status
   LABELS  the tests that were asked for, one a line
 
-Prints a line per test target, the names of the failed cases, and at last `N passed, N failed` with
+Prints the output of failed targets, a line per target, the names of failed cases, and at last `N passed, N failed` with
 `, N skipped` if some were. GoogleTest's cases count one by one, any other test counts as one case. A
 target that was not built, crashed or timed out counts as at least one failure. Exits 0 if none failed.
 """
 
 import json
+import re
 import sys
 import urllib.parse
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass, field
+
+LOG_LINES = 300  # of a failed target; the rest is in its file
+NOISE = re.compile(r"^\d+\.\d+: src/main/tools/|^exec \$\{PAGER")  # Bazel's, about its sandbox
 
 
 @dataclass
@@ -25,6 +29,7 @@ class Tally:
     failures: list = field(default_factory=list)
     seconds: float = 0.0
     notes: set = field(default_factory=set)
+    logs: list = field(default_factory=list)
 
     def add_cases(self, xml_path):
         """Counts the <testcase> elements of a test.xml; an unreadable file counts as no case."""
@@ -46,10 +51,13 @@ class Tally:
     def add_result(self, result):
         """Counts one run of a target: the testResult of a build event."""
         before = (self.passed, self.failed, self.skipped)
-        for output in result.get("testActionOutput", []):
-            if output.get("name") == "test.xml":
-                self.add_cases(urllib.parse.unquote(urllib.parse.urlparse(output["uri"]).path))
         status = result.get("status", "NO_STATUS")
+        for output in result.get("testActionOutput", []):
+            path = urllib.parse.unquote(urllib.parse.urlparse(output["uri"]).path)
+            if output.get("name") == "test.xml":
+                self.add_cases(path)
+            elif output.get("name") == "test.log" and status != "PASSED":
+                self.logs.append(path)
         if status == "PASSED":
             if (self.passed, self.failed, self.skipped) == before:
                 self.passed += 1
@@ -60,6 +68,19 @@ class Tally:
         if result.get("cachedLocally") or result.get("executionInfo", {}).get("cachedRemotely"):
             self.notes.add("cached")
         self.seconds += int(result.get("testAttemptDurationMillis", 0)) / 1000
+
+
+def print_log(label, path):
+    try:
+        with open(path, encoding="utf-8", errors="replace") as log:
+            lines = [line.rstrip("\n") for line in log if not NOISE.match(line)]
+    except OSError as error:
+        lines = [str(error)]
+    print("==== output of %s" % label)
+    if len(lines) > LOG_LINES:
+        print("(the last %d lines; all of it is in %s)" % (LOG_LINES, path))
+    print("\n".join(lines[-LOG_LINES:]))
+    print("==== end of the output of %s\n" % label)
 
 
 def last_attempts(events_path):
@@ -89,6 +110,9 @@ def main():
         tallies[label].failed = 1
         tallies[label].notes.add("not run: the build failed")
 
+    for label, tally in sorted(tallies.items()):
+        for path in tally.logs:
+            print_log(label, path)
     width = max(map(len, tallies), default=0)
     for label, tally in sorted(tallies.items()):
         verdict = "FAILED" if tally.failed else "ok"

@@ -83,6 +83,7 @@ class FreeList : public BlockAllocator {
   size_t Usable(void*, size_t bytes) override {
     return std::max<size_t>(16, (bytes + 15) / 16 * 16);
   }
+  size_t holes() const override { return list_.free_blocks(); }
 
  private:
   static constexpr uint64_t kStepBytes = 128 << 10;  // what the C library moves its break by

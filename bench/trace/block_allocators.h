@@ -30,6 +30,8 @@ class BlockAllocator {
   virtual void Free(void* block, size_t bytes) = 0;
   // How much of the block its owner may use: at least `bytes`.
   virtual size_t Usable(void* block, size_t bytes) = 0;
+  // Into how many pieces free memory is broken, where an allocator can say: what a walk passes.
+  virtual size_t holes() const { return 0; }
 };
 
 // Null for a name that is none of the above.

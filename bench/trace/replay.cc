@@ -105,6 +105,7 @@ struct Sample {
   uint64_t event;
   uint64_t live_bytes;  // asked for and not freed
   uint64_t footprint;   // taken from the system
+  uint64_t holes;       // pieces that free memory is broken into, if known
 };
 
 // What an allocator rounds a block up to counts as the block, not as waste between blocks; but only
@@ -202,7 +203,7 @@ nlohmann::json Replay(const Trace& trace, const Outline& outline, std::string_vi
       const Clock::time_point look = Clock::now();
       const uint64_t now = footprint();
       looking += Clock::now() - look;
-      series[sampled++] = {event_index, live, now};
+      series[sampled++] = {event_index, live, now, allocator->holes()};
       if (at_peak) {
         footprint_at_peak = now;
         usable_at_peak = usable;
@@ -210,13 +211,13 @@ nlohmann::json Replay(const Trace& trace, const Outline& outline, std::string_vi
     }
   }
   const std::chrono::duration<double, std::nano> spent = Clock::now() - start - looking;
-  series[sampled++] = {event_index, live, footprint()};
+  series[sampled++] = {event_index, live, footprint(), allocator->holes()};
 
   uint64_t peak_footprint = 0;
   nlohmann::json points = nlohmann::json::array();
   for (size_t i = 0; i < sampled; ++i) {
     peak_footprint = std::max(peak_footprint, series[i].footprint);
-    points.push_back({series[i].event, series[i].live_bytes, series[i].footprint});
+    points.push_back({series[i].event, series[i].live_bytes, series[i].footprint, series[i].holes});
   }
   return {{"events", outline.events},
           {"allocations", outline.allocations},

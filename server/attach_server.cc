@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
+#include "proto/layout/session_segment.h"
 
 namespace spanpool {
 namespace {
@@ -29,7 +30,7 @@ constexpr int kAcceptsAtOnce = 16;
 
 // Cuts `text` to what fits, with the terminating zero.
 template <size_t N>
-void SetMessage(char (&to)[N], std::string_view text) {
+void SetMessage(char (&to)[N], absl::string_view text) {
   const size_t length = std::min(text.size(), N - 1);
   std::memcpy(to, text.data(), length);
   to[length] = 0;
@@ -133,9 +134,8 @@ void AttachServer::Accept() {
       spare_.reset();
       UniqueFd refused(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
       if (refused.valid()) {
-        Send(refused.get(),
-             Refusal<layout::AttachReply>(absl::ResourceExhaustedError(absl::StrCat(
-                 "the daemon cannot take another connection: ", strerror(error)))));
+        Send(refused.get(), Refusal<layout::AttachReply>(absl::ResourceExhaustedError(absl::StrCat(
+                                "the daemon cannot take another connection: ", strerror(error)))));
       }
       refused.reset();
       spare_ = UniqueFd(open("/dev/null", O_RDONLY | O_CLOEXEC));
@@ -149,7 +149,8 @@ void AttachServer::Accept() {
     if (!peer.ok()) continue;
     if (pending_ >= kMaxPending) MakeRoomForPending();
     const uint64_t id = next_connection_++;
-    auto watch = loop_->Watch(fd.get(), EPOLLIN | EPOLLRDHUP, [this, id](uint32_t) { Receive(id); });
+    auto watch =
+        loop_->Watch(fd.get(), EPOLLIN | EPOLLRDHUP, [this, id](uint32_t) { Receive(id); });
     if (!watch.ok()) continue;
     Connection& connection = connections_[id];
     connection.id = id;
@@ -165,9 +166,8 @@ void AttachServer::MakeRoomForPending() {
   for (const auto& [id, connection] : connections_) {
     if (connection.session == nullptr) ++count[connection.peer.uid];
   }
-  const auto most = std::max_element(count.begin(), count.end(), [](const auto& a, const auto& b) {
-    return a.second < b.second;
-  });
+  const auto most = std::max_element(
+      count.begin(), count.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
   uint64_t oldest = next_connection_;
   for (const auto& [id, connection] : connections_) {
     if (connection.session == nullptr && connection.peer.uid == most->first) {
@@ -251,7 +251,8 @@ bool AttachServer::HandleAttach(Connection& connection, const layout::AttachRequ
     uint64_t suppressed = 0;
     if (refusal_log_.Allow(absl::Now(), &suppressed)) {
       Log().warn("attach of pid {}, uid {} refused: {} ({} such lines suppressed)",
-                 connection.peer.pid, connection.peer.uid, session.status().message(), suppressed);
+                 connection.peer.pid, connection.peer.uid, std::string(session.status().message()),
+                 suppressed);
     }
     Send(fd, Refusal<layout::AttachReply>(session.status()));
     return false;
@@ -261,6 +262,7 @@ bool AttachServer::HandleAttach(Connection& connection, const layout::AttachRequ
   std::copy((*session)->token().begin(), (*session)->token().end(), reply.token);
   reply.incarnation = (*session)->pool().incarnation();
   reply.slot_capacity = layout::kSlotCapacity;
+  reply.limit_bytes = (*session)->pool().config().limit_bytes;
   reply.address_bytes = (*session)->pool().address_bytes();
   const int fds[] = {(*session)->memory().session_fd(),
                      (*session)->memory().control_read_only_fd()};
@@ -285,7 +287,7 @@ absl::StatusOr<std::shared_ptr<Session>> AttachServer::Attach(
     return absl::InvalidArgumentError("the pool's name has no end");
   }
   if (request.reserved != 0) return absl::InvalidArgumentError("a reserved field is not zero");
-  const std::string_view name(request.pool, length);
+  const absl::string_view name(request.pool, length);
   AccessLevel wanted;
   switch (request.access) {
     case AccessMode::kRead:
@@ -308,9 +310,9 @@ absl::StatusOr<std::shared_ptr<Session>> AttachServer::Attach(
     if (candidate->name() == name) pool = candidate;
   }
   if (pool == nullptr) {
-    return absl::NotFoundError(absl::StrCat(
-        "there is no pool \"", Printable(name), "\"; uid ", connection.peer.uid, " may use: ",
-        usable.empty() ? "none" : absl::StrJoin(usable, ", ")));
+    return absl::NotFoundError(
+        absl::StrCat("there is no pool \"", Printable(name), "\"; uid ", connection.peer.uid,
+                     " may use: ", usable.empty() ? "none" : absl::StrJoin(usable, ", ")));
   }
   const AccessLevel granted = AccessOf(connection.peer, geteuid(), pool->config().allow);
   if (granted < wanted) {
@@ -342,7 +344,7 @@ void AttachServer::WatchProcess(const std::shared_ptr<Session>& session) {
   }
   // Without a watch its death would never be seen. Try again until it works.
   Log().error("pool {}: cannot watch {}: {}", session->pool().name(), session->Describe(),
-              watch.status().message());
+              std::string(watch.status().message()));
   loop_->PostAfter(kAcceptPause, [this, session] {
     if (session->state() != SessionState::kEnded) WatchProcess(session);
   });

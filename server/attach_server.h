@@ -16,11 +16,11 @@
 #include <memory>
 #include <span>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 #include "proto/layout/attach.h"
 #include "proto/layout/packet.h"
 #include "server/event_loop.h"

@@ -26,7 +26,7 @@ using google::protobuf::TextFormat;
 // Gathers "FILE:line:column: text" lines. Lines and columns count from 1 for people.
 class Errors : public google::protobuf::io::ErrorCollector {
  public:
-  explicit Errors(std::string_view file) : file_(file) {}
+  explicit Errors(absl::string_view file) : file_(file) {}
 
   void AddError(int line, int column, const std::string& text) override {
     lines_.push_back(absl::StrCat(file_, ":", line + 1, ":", column + 1, ": ", text));
@@ -80,7 +80,7 @@ class Located {
   Errors* const errors_;
 };
 
-bool IsPoolName(std::string_view name) {
+bool IsPoolName(absl::string_view name) {
   return !name.empty() && name.size() <= 63 && std::all_of(name.begin(), name.end(), [](char c) {
     return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-' || c == '_';
   });
@@ -104,9 +104,8 @@ PoolConfig ConvertPool(const v1::PoolConfig& in, const Located& at, const Locate
   PoolConfig pool;
   pool.name = in.name();
   if (!IsPoolName(in.name())) {
-    const std::string text = absl::StrCat(
-        "pool name \"", Printable(in.name()),
-        "\"; expected 1 to 63 characters of a-z, 0-9, - and _");
+    const std::string text = absl::StrCat("pool name \"", Printable(in.name()),
+                                          "\"; expected 1 to 63 characters of a-z, 0-9, - and _");
     if (at.Given("name")) {
       at.Refuse("name", text);
     } else {
@@ -144,7 +143,7 @@ PoolConfig ConvertPool(const v1::PoolConfig& in, const Located& at, const Locate
 
 }  // namespace
 
-absl::StatusOr<DaemonConfig> ParseConfig(std::string_view text, std::string_view file) {
+absl::StatusOr<DaemonConfig> ParseConfig(absl::string_view text, absl::string_view file) {
   Errors errors(file);
   TextFormat::ParseInfoTree tree;
   TextFormat::Parser parser;
@@ -169,9 +168,9 @@ absl::StatusOr<DaemonConfig> ParseConfig(std::string_view text, std::string_view
   }
   if (in.has_log()) {
     const Located log = root.Nested("log", in.log());
-    config.log_format = in.log().format() == v1::LogConfig::JSON ? LogFormat::kJson
-                                                                 : LogFormat::kText;
-    static constexpr std::string_view kLevels[] = {"trace", "debug", "info", "warning", "error"};
+    config.log_format =
+        in.log().format() == v1::LogConfig::JSON ? LogFormat::kJson : LogFormat::kText;
+    static constexpr absl::string_view kLevels[] = {"trace", "debug", "info", "warning", "error"};
     if (log.Given("level")) {
       config.log_level = in.log().level();
       if (std::find(std::begin(kLevels), std::end(kLevels), in.log().level()) ==
@@ -214,21 +213,22 @@ absl::StatusOr<DaemonConfig> ReadConfig(const std::string& path) {
   return ParseConfig(text.str(), path);
 }
 
-absl::StatusOr<uint64_t> ParseBytes(std::string_view text) {
-  static constexpr std::pair<std::string_view, int> kUnits[] = {
+absl::StatusOr<uint64_t> ParseBytes(absl::string_view text) {
+  static constexpr std::pair<absl::string_view, int> kUnits[] = {
       {"KiB", 10}, {"MiB", 20}, {"GiB", 30}, {"TiB", 40}, {"B", 0}, {"", 0}};
-  std::string_view digits = text;
+  absl::string_view digits = text;
   for (const auto& [unit, shift] : kUnits) {
     if (!absl::ConsumeSuffix(&digits, unit)) continue;
     uint64_t number;
-    if (digits.empty() || digits.find_first_not_of("0123456789") != std::string_view::npos ||
+    if (digits.empty() || digits.find_first_not_of("0123456789") != absl::string_view::npos ||
         !absl::SimpleAtoi(digits, &number) || number > UINT64_MAX >> shift) {
       break;
     }
     return number << shift;
   }
-  return absl::InvalidArgumentError(absl::StrCat(
-      "\"", Printable(text), "\" is no size; expected bytes, or a number with KiB, MiB, GiB or TiB"));
+  return absl::InvalidArgumentError(
+      absl::StrCat("\"", Printable(text),
+                   "\" is no size; expected bytes, or a number with KiB, MiB, GiB or TiB"));
 }
 
 DaemonConfig WithDefaults(DaemonConfig config, uint64_t available_bytes) {

@@ -10,10 +10,10 @@
 #include <cstdint>
 #include <optional>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "server/access.h"
 #include "server/log.h"
@@ -45,7 +45,7 @@ struct DaemonConfig {
 
 // Parses and checks `text`. `file` is what errors call it.
 //   INVALID_ARGUMENT  `FILE:line:column: …`, one line for each error
-absl::StatusOr<DaemonConfig> ParseConfig(std::string_view text, std::string_view file);
+absl::StatusOr<DaemonConfig> ParseConfig(absl::string_view text, absl::string_view file);
 
 // The same for the contents of a file.
 //   NOT_FOUND, PERMISSION_DENIED, INVALID_ARGUMENT (also for a folder)
@@ -53,7 +53,7 @@ absl::StatusOr<DaemonConfig> ReadConfig(const std::string& path);
 
 // A size as people write it: digits, then nothing or one of B, KiB, MiB, GiB, TiB.
 //   INVALID_ARGUMENT  anything else, or more than 2^64 - 1
-absl::StatusOr<uint64_t> ParseBytes(std::string_view text);
+absl::StatusOr<uint64_t> ParseBytes(absl::string_view text);
 
 // Fills in what was not said: one pool `default` if there is none, and each pool's sizes, given
 // that `available_bytes` are available to the daemon.

@@ -13,7 +13,7 @@ namespace {
 using testing::HasSubstr;
 using testing::StartsWith;
 
-std::string ErrorOf(std::string_view text) {
+std::string ErrorOf(absl::string_view text) {
   const auto config = ParseConfig(text, "pool.textproto");
   EXPECT_EQ(config.status().code(), absl::StatusCode::kInvalidArgument);
   return std::string(config.status().message());
@@ -73,7 +73,8 @@ TEST(Config, ValuesOutOfRangeAreRefusedWithPlaceAndRange) {
   EXPECT_THAT(ErrorOf("limits {\n sessions: 0 }"), StartsWith("pool.textproto:2:2: sessions"));
   EXPECT_THAT(ErrorOf("limits {\n threads: 1 }"), StartsWith("pool.textproto:2:2: threads"));
   EXPECT_THAT(ErrorOf("grace_ms: 600001"), StartsWith("pool.textproto:1:1: grace_ms"));
-  EXPECT_THAT(ErrorOf("log {\n level: \"loud\" }"), HasSubstr("2:2: level \"loud\"; expected trace"));
+  EXPECT_THAT(ErrorOf("log {\n level: \"loud\" }"),
+              HasSubstr("2:2: level \"loud\"; expected trace"));
   EXPECT_THAT(ErrorOf("run_dir: \"\""), HasSubstr("expected a folder's path"));
 }
 

@@ -80,9 +80,10 @@ void GrpcListener::Take(UniqueFd fd) {
   if (connections_.size() >= options_.max_connections || count >= most) {
     uint64_t suppressed = 0;
     if (refusal_log_.Allow(absl::Now(), &suppressed)) {
-      Log().warn("gRPC connection of pid {}, uid {} refused: uid has {}, all have {} "
-                 "({} such lines suppressed)",
-                 peer->pid, peer->uid, count, connections_.size(), suppressed);
+      Log().warn(
+          "gRPC connection of pid {}, uid {} refused: uid has {}, all have {} "
+          "({} such lines suppressed)",
+          peer->pid, peer->uid, count, connections_.size(), suppressed);
     }
     return;
   }

@@ -34,8 +34,8 @@ class GrpcListener {
 
   struct Options {
     size_t max_connections = 0;
-    size_t max_of_one_uid = 0;         // but not for administrators
-    size_t max_of_one_stranger = 16;   // a uid that no pool knows: it may ask for health
+    size_t max_of_one_uid = 0;        // but not for administrators
+    size_t max_of_one_stranger = 16;  // a uid that no pool knows: it may ask for health
     std::function<Role(const PeerIdentity&)> role;
   };
 

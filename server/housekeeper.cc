@@ -77,7 +77,7 @@ void Housekeeper::Run() {
       uint64_t suppressed = 0;
       if (replenish_log_.Allow(absl::Now(), &suppressed)) {
         Log().warn("pool {}: no memory kept ready ahead of demand: {}", pool->name(),
-                   status.message());
+                   std::string(status.message()));
       }
       RankedMutexLock lock(&mu_);
       for (Chore& chore : chores_) {

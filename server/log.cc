@@ -17,12 +17,12 @@ class JsonFormatter : public spdlog::formatter {
  public:
   void format(const spdlog::details::log_msg& message, spdlog::memory_buf_t& out) override {
     const auto level = spdlog::level::to_string_view(message.level);
-    std::string line = absl::StrCat(
-        "{\"time\":\"",
-        absl::FormatTime("%Y-%m-%dT%H:%M:%E6SZ", absl::FromChrono(message.time),
-                         absl::UTCTimeZone()),
-        "\",\"level\":\"", std::string_view(level.data(), level.size()),
-        "\",\"thread\":", message.thread_id, ",\"message\":\"");
+    std::string line =
+        absl::StrCat("{\"time\":\"",
+                     absl::FormatTime("%Y-%m-%dT%H:%M:%E6SZ", absl::FromChrono(message.time),
+                                      absl::UTCTimeZone()),
+                     "\",\"level\":\"", absl::string_view(level.data(), level.size()),
+                     "\",\"thread\":", message.thread_id, ",\"message\":\"");
     for (const char c : message.payload) {
       if (c == '"' || c == '\\') {
         line += '\\';
@@ -43,25 +43,24 @@ class JsonFormatter : public spdlog::formatter {
 
 }  // namespace
 
-absl::Status SetUpLog(LogFormat format, std::string_view level) {
+absl::Status SetUpLog(LogFormat format, absl::string_view level) {
   spdlog::level::level_enum parsed = spdlog::level::info;
   if (!level.empty()) {
-    static constexpr std::pair<std::string_view, spdlog::level::level_enum> kLevels[] = {
-        {"trace", spdlog::level::trace},  {"debug", spdlog::level::debug},
-        {"info", spdlog::level::info},    {"warning", spdlog::level::warn},
+    static constexpr std::pair<absl::string_view, spdlog::level::level_enum> kLevels[] = {
+        {"trace", spdlog::level::trace}, {"debug", spdlog::level::debug},
+        {"info", spdlog::level::info},   {"warning", spdlog::level::warn},
         {"error", spdlog::level::err},
     };
     const auto* found = std::find_if(std::begin(kLevels), std::end(kLevels),
                                      [&](const auto& entry) { return entry.first == level; });
     if (found == std::end(kLevels)) {
       return absl::InvalidArgumentError(absl::StrCat(
-          "log level \"", Printable(level),
-          "\" is none of trace, debug, info, warning, error"));
+          "log level \"", Printable(level), "\" is none of trace, debug, info, warning, error"));
     }
     parsed = found->second;
   }
-  auto logger = std::make_shared<spdlog::logger>(
-      "spanpoold", std::make_shared<spdlog::sinks::stderr_sink_mt>());
+  auto logger = std::make_shared<spdlog::logger>("spanpoold",
+                                                 std::make_shared<spdlog::sinks::stderr_sink_mt>());
   if (format == LogFormat::kJson) {
     logger->set_formatter(std::make_unique<JsonFormatter>());
   } else {
@@ -73,7 +72,7 @@ absl::Status SetUpLog(LogFormat format, std::string_view level) {
   return absl::OkStatus();
 }
 
-std::string Printable(std::string_view text) {
+std::string Printable(absl::string_view text) {
   constexpr size_t kMost = 200;
   std::string escaped = absl::CHexEscape(text.substr(0, kMost));
   if (text.size() > kMost) escaped += "...";

@@ -10,10 +10,10 @@
 
 #include <cstdint>
 #include <string>
-#include <string_view>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "allocator/lock_rank.h"
 #include "spdlog/spdlog.h"
@@ -24,12 +24,12 @@ enum class LogFormat { kText, kJson };
 
 // Sets the format and the least level shown: trace, debug, info, warning or error; "" = info.
 //   INVALID_ARGUMENT  another level
-absl::Status SetUpLog(LogFormat format, std::string_view level);
+absl::Status SetUpLog(LogFormat format, absl::string_view level);
 
 inline spdlog::logger& Log() { return *spdlog::default_logger_raw(); }
 
 // At most 200 bytes of `text`, escaped as in C.
-std::string Printable(std::string_view text);
+std::string Printable(absl::string_view text);
 
 // Lets through `burst` events and then one per `interval`; for lines that a client can cause.
 class LogLimit {

@@ -18,8 +18,7 @@ TEST(Log, AJsonLineEscapesWhatWouldEndTheString) {
   testing::internal::CaptureStderr();
   Log().info("a \"quote\", a \\ and a line\nbreak");
   const std::string line = testing::internal::GetCapturedStderr();
-  EXPECT_NE(line.find(R"("message":"a \"quote\", a \\ and a line\u000abreak"})"),
-            std::string::npos)
+  EXPECT_NE(line.find(R"("message":"a \"quote\", a \\ and a line\u000abreak"})"), std::string::npos)
       << line;
   EXPECT_EQ(line.find('\n'), line.size() - 1);
 }

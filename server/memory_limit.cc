@@ -3,13 +3,13 @@
 #include <algorithm>
 #include <fstream>
 #include <sstream>
-#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
 
 namespace spanpool {
@@ -32,9 +32,9 @@ std::optional<uint64_t> ReadNumber(const std::string& path) {
 }
 
 // The number after `key` in lines of "key number".
-uint64_t ReadStat(const std::string& path, std::string_view key) {
+uint64_t ReadStat(const std::string& path, absl::string_view key) {
   const std::string text = ReadFile(path).value_or("");
-  for (std::string_view line : absl::StrSplit(text, '\n')) {
+  for (absl::string_view line : absl::StrSplit(text, '\n')) {
     uint64_t number;
     if (absl::ConsumePrefix(&line, key) && absl::ConsumePrefix(&line, " ") &&
         absl::SimpleAtoi(line, &number)) {
@@ -76,15 +76,15 @@ std::optional<uint64_t> Available(const Controller& controller) {
 std::optional<uint64_t> MemoryLimit::CgroupAvailableBytes() const {
   const std::string cgroups = ReadFile(root_ + "/proc/self/cgroup").value_or("");
   std::optional<uint64_t> least;
-  for (std::string_view line : absl::StrSplit(cgroups, '\n')) {
+  for (absl::string_view line : absl::StrSplit(cgroups, '\n')) {
     // "ID:CONTROLLERS:PATH"; the unified hierarchy of version 2 is "0::PATH".
     const std::vector<std::string> fields = absl::StrSplit(line, absl::MaxSplits(':', 2));
     if (fields.size() != 3) continue;
     std::vector<Controller> controllers;
     if (fields[1].empty()) {
       for (const char* mount : {"/sys/fs/cgroup", "/sys/fs/cgroup/unified"}) {
-        controllers.push_back({root_ + mount, fields[2], "memory.max", "memory.current",
-                               "inactive_file"});
+        controllers.push_back(
+            {root_ + mount, fields[2], "memory.max", "memory.current", "inactive_file"});
       }
     } else {
       const std::vector<std::string> names = absl::StrSplit(fields[1], ',');
@@ -102,7 +102,7 @@ std::optional<uint64_t> MemoryLimit::CgroupAvailableBytes() const {
 
 absl::StatusOr<uint64_t> MemoryLimit::AvailableBytes() const {
   const std::string meminfo = ReadFile(root_ + "/proc/meminfo").value_or("");
-  for (std::string_view line : absl::StrSplit(meminfo, '\n')) {
+  for (absl::string_view line : absl::StrSplit(meminfo, '\n')) {
     if (!absl::ConsumePrefix(&line, "MemAvailable:")) continue;
     absl::ConsumeSuffix(&line, "kB");
     uint64_t kib;

@@ -16,8 +16,9 @@ namespace spanpool {
 absl::StatusOr<PeerIdentity> PeerIdentityOf(int socket);
 
 // A pidfd of that process: readable once it is dead, that is, once no thread of it can run again
-// and its mappings are gone. Exact from Linux 6.5 on. Before, it is opened by pid and then verified:
-// the process must be alive and run under the peer's uid, and the socket be open at its end.
+// and its mappings are gone. Exact from Linux 6.5 on. Before, it is opened by pid and then
+// verified: the process must be alive and run under the peer's uid, and the socket be open at its
+// end.
 //   FAILED_PRECONDITION  the peer cannot be told from another process (an old kernel, and another
 //                        pid namespace), or is dead already
 //   RESOURCE_EXHAUSTED   no descriptor left

@@ -12,6 +12,7 @@
 #include "allocator/check.h"
 #include "proto/layout/block_table.h"
 #include "proto/layout/block_word.h"
+#include "proto/layout/session_segment.h"
 #include "proto/layout/slot.h"
 
 namespace spanpool {
@@ -65,8 +66,8 @@ Pool::Pool(const PoolConfig& config, const MemoryLimit* memory, SessionTable* se
     : config_(config),
       sessions_(sessions),
       incarnation_(NewIncarnation()),
-      max_arenas_(std::min<uint32_t>(Heap::MaxArenas(config.limit_bytes),
-                                     kMaxPoolBytes / kArenaBytes)),
+      max_arenas_(
+          std::min<uint32_t>(Heap::MaxArenas(config.limit_bytes), kMaxPoolBytes / kArenaBytes)),
       arenas_(config.name, max_arenas_, memory),
       block_states_(&arenas_),
       heap_(HeapOptions{.limit_bytes = config.limit_bytes,
@@ -79,9 +80,9 @@ absl::StatusOr<std::shared_ptr<Session>> Pool::Attach(const PeerIdentity& peer,
                                                       layout::UniqueFd pidfd) {
   auto memory = SessionMemory::Create(incarnation_);
   if (!memory.ok()) return memory.status();
-  auto session = std::make_shared<Session>(this, sessions_->NextId(), Random<SessionToken>(), peer,
-                                           access, config_.session_limit_bytes, std::move(pidfd),
-                                           *std::move(memory));
+  auto session =
+      std::make_shared<Session>(this, sessions_->NextId(), Random<SessionToken>(), peer, access,
+                                config_.session_limit_bytes, std::move(pidfd), *std::move(memory));
   if (absl::Status status = sessions_->Add(session); !status.ok()) return status;
   sessions_attached_total_.fetch_add(1, std::memory_order_relaxed);
   return session;
@@ -103,15 +104,15 @@ absl::Status Pool::CheckBatch(const ExchangeBatch& batch) const {
                                                      "; expected 0 to ", kNumSpanClasses - 1));
     }
     if (want.spans == 0 || want.spans > kMaxSpansPerWant) {
-      return absl::InvalidArgumentError(absl::StrCat("want ", i, ": ", want.spans,
-                                                     " spans; expected 1 to ", kMaxSpansPerWant));
+      return absl::InvalidArgumentError(
+          absl::StrCat("want ", i, ": ", want.spans, " spans; expected 1 to ", kMaxSpansPerWant));
     }
     if (!SpanClass::FromValue(static_cast<uint8_t>(want.span_class)).large()) continue;
     if (want.pages == 0) {
       return absl::InvalidArgumentError(absl::StrCat("want ", i, ": a large span of no pages"));
     }
-    if (want.alignment_pages != 0 && (!std::has_single_bit(want.alignment_pages) ||
-                                      want.alignment_pages > kMaxAlignmentPages)) {
+    if (want.alignment_pages != 0 &&
+        (!std::has_single_bit(want.alignment_pages) || want.alignment_pages > kMaxAlignmentPages)) {
       return absl::InvalidArgumentError(
           absl::StrCat("want ", i, ": alignment of ", want.alignment_pages,
                        " pages; expected a power of two up to ", kMaxAlignmentPages));
@@ -155,10 +156,10 @@ absl::StatusOr<ExchangeResult> Pool::Exchange(Session& session, const ExchangeBa
     const uint64_t most_pages = config_.limit_bytes / kPageBytes;
     if (PagesOf(want).value() > most_pages || Bytes(PagesOf(want)) > session.limit_bytes()) {
       fall_short(w, want.spans,
-                 absl::InvalidArgumentError(absl::StrCat(
-                     PagesOf(want).value(), " pages of 8 KiB are more than pool ", name(),
-                     " can ever lend: its limit is ", config_.limit_bytes, " bytes, ",
-                     session.limit_bytes(), " to one session")));
+                 absl::InvalidArgumentError(
+                     absl::StrCat(PagesOf(want).value(), " pages of 8 KiB are more than pool ",
+                                  name(), " can ever lend: its limit is ", config_.limit_bytes,
+                                  " bytes, ", session.limit_bytes(), " to one session")));
       continue;
     }
     const uint64_t span_bytes = Bytes(PagesOf(want));
@@ -244,12 +245,11 @@ absl::Status Pool::DescribeShortage(const absl::Status& cause) const {
     most_bytes = bytes;
     most = absl::StrCat("; ", session->Describe(), " holds most, ", Mib(bytes));
   }
-  return absl::Status(
-      cause.code(),
-      absl::StrCat("pool ", name(), ": ", cause.message(), "; limit ", Mib(heap.limit_bytes),
-                   ", on loan ", Mib(heap.on_loan_bytes), ", in shared blocks ",
-                   Mib(heap.in_lists_bytes), most,
-                   ": give back idle spans and retry, or raise the pool's limit"));
+  return absl::Status(cause.code(),
+                      absl::StrCat("pool ", name(), ": ", cause.message(), "; limit ",
+                                   Mib(heap.limit_bytes), ", on loan ", Mib(heap.on_loan_bytes),
+                                   ", in shared blocks ", Mib(heap.in_lists_bytes), most,
+                                   ": give back idle spans and retry, or raise the pool's limit"));
 }
 
 void Pool::NoteWork(uint64_t granted_bytes, bool returned) {
@@ -267,8 +267,8 @@ void Pool::NoteWork(uint64_t granted_bytes, bool returned) {
 
 absl::Status Pool::Detach(Session& session) {
   SessionMemory& memory = session.memory();
-  for (SessionMemory::SlotRange range = memory.WrittenSlots(0);
-       range.first < layout::kSlotCapacity; range = memory.WrittenSlots(range.end)) {
+  for (SessionMemory::SlotRange range = memory.WrittenSlots(0); range.first < layout::kSlotCapacity;
+       range = memory.WrittenSlots(range.end)) {
     for (uint32_t i = range.first; i < range.end; ++i) {
       if (Slot(memory.slot(i).load()).state() != SlotState::kFree) {
         return absl::FailedPreconditionError(
@@ -277,8 +277,8 @@ absl::Status Pool::Detach(Session& session) {
     }
   }
   if (!session.EndClean()) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        session.loan_count(), " spans are still on loan; return them first"));
+    return absl::FailedPreconditionError(
+        absl::StrCat(session.loan_count(), " spans are still on loan; return them first"));
   }
   sessions_->Remove(session);
   return absl::OkStatus();
@@ -399,8 +399,9 @@ void Pool::NoteSuspect(const Session& session, GranuleId granule, const char* wh
   suspect_blocks_.fetch_add(1, std::memory_order_relaxed);
   uint64_t suppressed = 0;
   if (suspect_log_.Allow(absl::Now(), &suppressed)) {
-    Log().warn("pool {}: {}: the block at granule {} is kept for ever: {} ({} such lines suppressed)",
-               name(), session.Describe(), granule.value(), why, suppressed);
+    Log().warn(
+        "pool {}: {}: the block at granule {} is kept for ever: {} ({} such lines suppressed)",
+        name(), session.Describe(), granule.value(), why, suppressed);
   }
 }
 

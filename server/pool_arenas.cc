@@ -24,9 +24,7 @@ constexpr size_t kTableRunPages = 4;
 }  // namespace
 
 PoolArenas::PoolArenas(const std::string& name, uint32_t max_arenas, const MemoryLimit* memory)
-    : memory_(memory),
-      source_("spanpool." + name, layout::kBlockTableBytes),
-      arenas_(max_arenas) {}
+    : memory_(memory), source_("spanpool." + name, layout::kBlockTableBytes), arenas_(max_arenas) {}
 
 PoolArenas::~PoolArenas() {
   for (std::atomic<Arena*>& entry : arenas_) {
@@ -39,8 +37,8 @@ PoolArenas::~PoolArenas() {
 
 absl::Status PoolArenas::Create(ArenaIndex index) {
   if (index.value() >= arenas_.size()) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "arena ", index.value(), " is beyond the pool's ", arenas_.size(), " arenas"));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("arena ", index.value(), " is beyond the pool's ", arenas_.size(), " arenas"));
   }
   constexpr uint64_t kTail = offsetof(layout::BlockTable, lengths);
   if (absl::Status status = CheckMemory(layout::kBlockTableBytes - kTail); !status.ok()) {
@@ -52,8 +50,7 @@ absl::Status PoolArenas::Create(ArenaIndex index) {
   if (!created.ok() && !(absl::IsAlreadyExists(created) && Find(index) == nullptr)) {
     return created;
   }
-  if (absl::Status status =
-          source_.PopulateTable(index, kTail, layout::kBlockTableBytes - kTail);
+  if (absl::Status status = source_.PopulateTable(index, kTail, layout::kBlockTableBytes - kTail);
       !status.ok()) {
     return status;
   }
@@ -166,8 +163,7 @@ PoolArenas::Arena* PoolArenas::Find(ArenaIndex index) const {
   return arenas_[index.value()].load(std::memory_order_acquire);
 }
 
-absl::StatusOr<PoolArenas::ArenaFiles> PoolArenas::FilesOf(ArenaIndex index,
-                                                           bool writable) const {
+absl::StatusOr<PoolArenas::ArenaFiles> PoolArenas::FilesOf(ArenaIndex index, bool writable) const {
   if (Find(index) == nullptr) {
     return absl::NotFoundError(absl::StrCat("there is no arena ", index.value()));
   }
@@ -195,10 +191,10 @@ absl::Status PoolArenas::CheckMemory(uint64_t bytes) {
         return absl::OkStatus();
       }
       if (looked) {
-        return absl::ResourceExhaustedError(absl::StrCat(
-            "the machine or its memory cgroup has ", available_bytes_ >> 20,
-            " MiB left and the daemon leaves it ", kMarginBytes >> 20,
-            " MiB: lower the pool's limit, or raise the cgroup's"));
+        return absl::ResourceExhaustedError(
+            absl::StrCat("the machine or its memory cgroup has ", available_bytes_ >> 20,
+                         " MiB left and the daemon leaves it ", kMarginBytes >> 20,
+                         " MiB: lower the pool's limit, or raise the cgroup's"));
       }
     }
     // Outside the lock: reading /proc may wait.

@@ -2,9 +2,9 @@
 
 #include <optional>
 #include <string>
-#include <string_view>
 #include <utility>
 
+#include "absl/strings/string_view.h"
 #include "allocator/check.h"
 #include "grpcpp/server_context.h"
 #include "grpcpp/support/async_stream.h"
@@ -121,7 +121,7 @@ class PoolService::Stream : public SessionStream, public std::enable_shared_from
       status = absl::UnauthenticatedError(
           "no spanpool-token-bin in the metadata: attach first, and send the token it gave");
     } else {
-      session_ = service_->sessions_->Find(std::string_view(it->second.data(), it->second.size()));
+      session_ = service_->sessions_->Find(absl::string_view(it->second.data(), it->second.size()));
     }
     if (!service_->Add(shared_from_this())) {
       status = absl::UnavailableError("the daemon is stopping; attach again, with back-off");
@@ -258,9 +258,8 @@ void PoolService::Shutdown() {
   {
     RankedMutexLock lock(&mu_);
     mu_.Await(absl::Condition(
-        +[](PoolService* service) ABSL_EXCLUSIVE_LOCKS_REQUIRED(service->mu_) {
-          return service->live_ == 0;
-        },
+        +[](PoolService* service)
+             ABSL_EXCLUSIVE_LOCKS_REQUIRED(service->mu_) { return service->live_ == 0; },
         this));
   }
   queue_->Shutdown();

@@ -17,7 +17,7 @@
 namespace spanpool {
 namespace {
 
-absl::Status ErrnoError(int error, std::string_view what) {
+absl::Status ErrnoError(int error, absl::string_view what) {
   return absl::ErrnoToStatus(error, what);
 }
 
@@ -36,7 +36,7 @@ std::string ReadPid(int fd) {
   const ssize_t length = pread(fd, text, sizeof(text), 0);
   if (length <= 0) return "";
   return std::string(
-      absl::StripAsciiWhitespace(std::string_view(text, static_cast<size_t>(length))));
+      absl::StripAsciiWhitespace(absl::string_view(text, static_cast<size_t>(length))));
 }
 
 }  // namespace

@@ -89,8 +89,7 @@ TEST_F(RunDirectoryTest, TheLockOutlivesTheSocketsAndEndsWithTheDirectory) {
 
 TEST_F(RunDirectoryTest, AFileInPlaceOfTheFolderIsAClearError) {
   std::ofstream(root_ + "/file") << "x";
-  EXPECT_THAT(RunDirectory::Open(root_ + "/file").status().message(),
-              HasSubstr("is not a folder"));
+  EXPECT_THAT(RunDirectory::Open(root_ + "/file").status().message(), HasSubstr("is not a folder"));
   EXPECT_THAT(RunDirectory::Open(root_ + "/file/below").status().message(),
               HasSubstr(root_ + "/file/below"));
 }

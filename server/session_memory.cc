@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "proto/layout/attach.h"
 
 // Newer than the C library's headers.
 #ifndef MFD_NOEXEC_SEAL
@@ -89,9 +90,7 @@ SessionMemory::SlotRange SessionMemory::WrittenSlots(uint32_t from) const {
   const off_t data = lseek(session_fd_.get(), kFirst + off_t{8} * from, SEEK_DATA);
   if (data < 0) return errno == ENXIO ? kNone : SlotRange{from, layout::kSlotCapacity};
   const off_t hole = lseek(session_fd_.get(), data, SEEK_HOLE);
-  const auto slot_at = [](off_t offset) {
-    return static_cast<uint32_t>((offset - kFirst) / 8);
-  };
+  const auto slot_at = [](off_t offset) { return static_cast<uint32_t>((offset - kFirst) / 8); };
   const uint32_t end = hole < 0 ? layout::kSlotCapacity : slot_at(hole);
   return {std::max(from, slot_at(data)), std::min(end, layout::kSlotCapacity)};
 }

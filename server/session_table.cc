@@ -29,7 +29,7 @@ void SessionTable::Remove(const Session& session) {
   sessions_.erase(it);
 }
 
-std::shared_ptr<Session> SessionTable::Find(std::string_view token) const {
+std::shared_ptr<Session> SessionTable::Find(absl::string_view token) const {
   SessionToken key;
   if (token.size() != key.size()) return nullptr;
   std::copy(token.begin(), token.end(), key.begin());

@@ -10,12 +10,12 @@
 
 #include <cstdint>
 #include <memory>
-#include <string_view>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 #include "allocator/lock_rank.h"
 #include "server/session.h"
 
@@ -33,7 +33,7 @@ class SessionTable {
   void Remove(const Session& session) ABSL_LOCKS_EXCLUDED(mu_);
 
   // The session of that token, or null. Any bytes are allowed.
-  std::shared_ptr<Session> Find(std::string_view token) const ABSL_LOCKS_EXCLUDED(mu_);
+  std::shared_ptr<Session> Find(absl::string_view token) const ABSL_LOCKS_EXCLUDED(mu_);
 
   // All sessions, of `pool` only if it is not null.
   std::vector<std::shared_ptr<Session>> Snapshot(const Pool* pool = nullptr) const

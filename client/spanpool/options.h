@@ -21,21 +21,24 @@ enum class Access {
 // Whether a block may hold handles to other blocks (kScan) or is plain bytes (kNoscan).
 enum class BlockKind { kNoscan, kScan };
 
+// Every member of the structs below has an initialiser, so that `{.target = dir}` leaves the rest
+// out without a warning.
+
 // For a daemon on another machine.
 struct TlsOptions {
-  std::string certificate_file;
-  std::string key_file;
-  std::string server_ca_file;
+  std::string certificate_file{};
+  std::string key_file{};
+  std::string server_ca_file{};
 };
 
 struct SessionOptions {
   // The daemon's run directory, or host:port. Empty: $SPANPOOL_TARGET, else $SPANPOOL_RUN_DIR,
   // else /run/spanpool for root and $XDG_RUNTIME_DIR/spanpool for others.
-  std::string target;
-  std::string pool;  // empty: $SPANPOOL_POOL, else "default"
+  std::string target{};
+  std::string pool{};  // empty: $SPANPOOL_POOL, else "default"
   Access access = Access::kReadWrite;
   absl::Duration attach_timeout = absl::Seconds(5);
-  TlsOptions tls;
+  TlsOptions tls{};
 };
 
 struct AllocateOptions {

@@ -68,7 +68,7 @@ SessionCache::SessionCache(uint64_t limit_bytes, SpanSource* source, AddressRang
 SessionCache::~SessionCache() = default;
 
 ClientSpan* SessionCache::NewRecord() {
-  RankedMutexLock lock(&mu_);
+  HotMutexLock lock(&mu_);
   if (free_records_ == nullptr) {
     record_chunks_.push_back(std::make_unique<ClientSpan[]>(kRecordsPerChunk));
     for (size_t i = 0; i < kRecordsPerChunk; ++i) {
@@ -84,7 +84,7 @@ ClientSpan* SessionCache::NewRecord() {
 }
 
 void SessionCache::FreeRecord(ClientSpan* span) {
-  RankedMutexLock lock(&mu_);
+  HotMutexLock lock(&mu_);
   span->next = free_records_;
   free_records_ = span;
 }
@@ -163,7 +163,7 @@ absl::StatusOr<SessionCache::Taken> SessionCache::Take(CacheClass c, absl::Span<
   // that grants what was not asked for.
   for (int round = 0; round < kMaxFetchRounds; ++round) {
     {
-      RankedMutexLock lock(&cache.mu);
+      HotMutexLock lock(&cache.mu);
       taken.blocks = TakeLocked(c, cache, blocks, alignment);
       if (taken.blocks == 0 && cache.spans_to_sweep > 0 &&
           SweepLocked(cache, static_cast<uint32_t>(blocks.size())) > 0) {
@@ -199,7 +199,7 @@ void SessionCache::Give(CacheClass c, absl::Span<void* const> blocks, const void
   absl::InlinedVector<std::pair<void*, Misuse::Kind>, 4> misuses;
   bool surplus = false;
   {
-    RankedMutexLock lock(&cache.mu);
+    HotMutexLock lock(&cache.mu);
     for (void* block : blocks) {
       const PoolOffset offset = range_->OffsetOf(block);
       ClientSpan* const span = pages_->SpanOf(PageOf(offset));
@@ -256,7 +256,7 @@ void SessionCache::LetGo(PoolOffset offset) {
   ClientSpan* const span = pages_->SpanOf(PageOf(offset));
   SPANPOOL_CHECK(span != nullptr);  // the caller holds a block of it
   ClassCache& cache = CacheOf(CacheClass(span->cache_class.load(std::memory_order_relaxed)));
-  RankedMutexLock lock(&cache.mu);
+  HotMutexLock lock(&cache.mu);
   const uint32_t index = span->BlockAt(offset);
   SPANPOOL_CHECK(index < span->blocks && !span->IsFree(index) && !span->IsElsewhere(index));
   SetAwayLocked(cache, span, index);
@@ -325,7 +325,7 @@ void SessionCache::RetireLocked(ClassCache& cache, ClientSpan* span) {
   const uint64_t bytes = Bytes(span->pages.count);
   bytes_on_loan_.fetch_sub(bytes, std::memory_order_relaxed);
   {
-    RankedMutexLock lock(&mu_);
+    HotMutexLock lock(&mu_);
     returns_.push_back(span->sequence);
     returns_bytes_ += bytes;
   }
@@ -342,7 +342,7 @@ uint32_t SessionCache::DemandCapOf(CacheClass c) const {
 absl::StatusOr<ExchangeResult> SessionCache::ExchangeNow(absl::Span<const SpanWish> wishes) {
   std::vector<GrantSequence> returns;
   {
-    RankedMutexLock lock(&mu_);
+    HotMutexLock lock(&mu_);
     const size_t count = std::min(returns_.size(), kReturnsPerMessage);
     returns.assign(returns_.end() - static_cast<ptrdiff_t>(count), returns_.end());
     returns_.resize(returns_.size() - count);
@@ -356,7 +356,7 @@ absl::Status SessionCache::Fetch(CacheClass c, PageCount pages, PageCount alignm
   absl::InlinedVector<SpanWish, kNumSizeClasses + 1> wishes;
   {
     ClassCache& cache = CacheOf(c);
-    RankedMutexLock lock(&cache.mu);
+    HotMutexLock lock(&cache.mu);
     wishes.push_back({SpanClassOf(c), cache.demand, pages, alignment});
     if (alignment > PageCount(1)) wishes[0].spans = 1;
     cache.demand = std::min(cache.demand * 2, DemandCapOf(c));
@@ -408,7 +408,7 @@ bool SessionCache::ValidGrant(const SpanGrant& grant) const {
 
 absl::Status SessionCache::Adopt(const SpanGrant& grant) {
   const auto refuse = [&](absl::Status status) {
-    RankedMutexLock lock(&mu_);
+    HotMutexLock lock(&mu_);
     returns_.push_back(grant.sequence);
     return status;
   };
@@ -453,7 +453,7 @@ absl::Status SessionCache::Adopt(const SpanGrant& grant) {
   bytes_on_loan_.fetch_add(Bytes(grant.pages.count), std::memory_order_relaxed);
 
   ClassCache& cache = CacheOf(c);
-  RankedMutexLock lock(&cache.mu);
+  HotMutexLock lock(&cache.mu);
   pages_->Add(span);
   for (uint32_t index = 0; index < span->blocks; ++index) {
     const bool in_use =
@@ -474,7 +474,7 @@ absl::Status SessionCache::Adopt(const SpanGrant& grant) {
 
 void SessionCache::ReturnSurplus() {
   {
-    RankedMutexLock lock(&mu_);
+    HotMutexLock lock(&mu_);
     if (returns_.size() < 64 && returns_bytes_ < idle_cap_bytes_ / 4) return;
   }
   // A failure keeps the source's memory of the returns; they go with the next message.
@@ -485,7 +485,7 @@ absl::StatusOr<uint64_t> SessionCache::Reclaim() {
   uint64_t bytes = 0;
   for (size_t i = 0; i < kCacheClasses; ++i) {
     ClassCache& cache = classes_[i];
-    RankedMutexLock lock(&cache.mu);
+    HotMutexLock lock(&cache.mu);
     for (ClientSpan* span = cache.to_sweep.front(); span != nullptr;) {
       ClientSpan* const next = span->next_away;
       SweepSpanLocked(cache, span, /*all=*/true);
@@ -505,7 +505,7 @@ absl::StatusOr<uint64_t> SessionCache::Reclaim() {
   }
   for (;;) {
     {
-      RankedMutexLock lock(&mu_);
+      HotMutexLock lock(&mu_);
       if (returns_.empty()) return bytes;
     }
     absl::StatusOr<ExchangeResult> result = ExchangeNow({});
@@ -516,14 +516,14 @@ absl::StatusOr<uint64_t> SessionCache::Reclaim() {
 absl::Status SessionCache::ReturnAll() {
   for (size_t i = 0; i < kCacheClasses; ++i) {
     ClassCache& cache = classes_[i];
-    RankedMutexLock lock(&cache.mu);
+    HotMutexLock lock(&cache.mu);
     for (SpanList* list : {&cache.idle, &cache.partial, &cache.full}) {
       while (list->front() != nullptr) RetireLocked(cache, list->front());
     }
   }
   for (;;) {
     {
-      RankedMutexLock lock(&mu_);
+      HotMutexLock lock(&mu_);
       if (returns_.empty()) return absl::OkStatus();
     }
     absl::StatusOr<ExchangeResult> result = ExchangeNow({});
@@ -536,7 +536,7 @@ void SessionCache::CheckInvariants() {
   uint64_t loan_bytes = 0;
   for (size_t i = 0; i < kCacheClasses; ++i) {
     ClassCache& cache = classes_[i];
-    RankedMutexLock lock(&cache.mu);
+    HotMutexLock lock(&cache.mu);
     uint32_t to_sweep = 0;
     for (ClientSpan* span = cache.to_sweep.front(); span != nullptr; span = span->next_away) {
       SPANPOOL_CHECK_GT(span->away, 0u);

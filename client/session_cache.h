@@ -42,6 +42,7 @@
 #include "client/address_range.h"
 #include "client/cache_class.h"
 #include "client/client_span.h"
+#include "client/hot_mutex.h"
 #include "client/misuse.h"
 #include "client/page_map.h"
 #include "client/span_source.h"
@@ -116,7 +117,7 @@ class SessionCache {
   using SweepList = List<&ClientSpan::next_away, &ClientSpan::previous_away>;
 
   struct alignas(64) ClassCache {
-    RankedMutex mu{LockRank::kSessionCache};
+    HotMutex mu{LockRank::kSessionCache};
     SpanList partial ABSL_GUARDED_BY(mu);
     SpanList full ABSL_GUARDED_BY(mu);
     SpanList idle ABSL_GUARDED_BY(mu);
@@ -169,7 +170,7 @@ class SessionCache {
   std::atomic<uint64_t> idle_bytes_{0};
   std::atomic<uint64_t> exchanges_{0};
 
-  RankedMutex mu_{LockRank::kLeaf};
+  HotMutex mu_{LockRank::kLeaf};
   std::vector<GrantSequence> returns_ ABSL_GUARDED_BY(mu_);  // wait for a message to ride in
   uint64_t returns_bytes_ ABSL_GUARDED_BY(mu_) = 0;
   std::vector<std::unique_ptr<ClientSpan[]>> record_chunks_ ABSL_GUARDED_BY(mu_);

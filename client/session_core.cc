@@ -118,12 +118,7 @@ void SessionCore::AbandonInChild() {
   source_->AbandonInChild();
 }
 
-absl::StatusOr<SessionCore::Place> SessionCore::PlaceFor(size_t bytes, size_t alignment,
-                                                         bool noscan) const {
-  if (bytes > limit_bytes_) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        bytes, " bytes can never be allocated: the pool's limit is ", limit_bytes_, " bytes"));
-  }
+SessionCore::Place SessionCore::PlaceFor(size_t bytes, size_t alignment, bool noscan) const {
   const SizeClass size_class = SizeClassFor(bytes, alignment);
   if (size_class != kLargeSizeClass) {
     return Place{CacheClassOf(SpanClass(size_class, noscan)), PageCount(1), PageCount(0)};
@@ -154,31 +149,36 @@ absl::StatusOr<void*> SessionCore::AllocateOnce(const Place& place, bool noscan)
 }
 
 absl::StatusOr<void*> SessionCore::AllocateBlock(size_t bytes, size_t alignment, bool noscan,
-                                                 absl::Time deadline) {
-  absl::StatusOr<Place> place = PlaceFor(bytes, alignment, noscan);
-  if (!place.ok()) return place.status();
-  if (place->alignment == PageCount(1) && place->exact == PageCount(0)) {
+                                                 absl::Duration timeout) {
+  if (bytes > limit_bytes_) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        bytes, " bytes can never be allocated: the pool's limit is ", limit_bytes_, " bytes"));
+  }
+  const Place place = PlaceFor(bytes, alignment, noscan);
+  if (place.alignment == PageCount(1) && place.exact == PageCount(0)) {
     void* const block = Pop(hot_cache, &ThreadCache::core, static_cast<const SessionLife*>(this),
-                            StackIndexOf(place->c) * sizeof(Stack));
+                            StackIndexOf(place.c) * sizeof(Stack));
     if (block != nullptr) {
       NoteTaken(block);
       return block;
     }
   }
-  absl::StatusOr<void*> block = AllocateOnce(*place, noscan);
-  absl::Duration pause = kFirstPause;
-  for (bool first = true; absl::IsResourceExhausted(block.status()); first = false) {
-    if (!first) {
+  absl::StatusOr<void*> block = AllocateOnce(place, noscan);
+  if (absl::IsResourceExhausted(block.status())) {
+    const absl::Time deadline = absl::Now() + timeout;
+    absl::Duration pause = kFirstPause;
+    for (;;) {
+      // What this session does not use may be all that is missing.
+      FreeSettled();
+      threads_->DrainMine();
+      if (absl::Status status = cache_->Reclaim().status(); !status.ok()) return status;
+      block = AllocateOnce(place, noscan);
+      if (!absl::IsResourceExhausted(block.status())) break;
       const absl::Time now = absl::Now();
       if (now >= deadline) break;
       absl::SleepFor(std::min(pause, deadline - now));
       pause = std::min(2 * pause, kLongestPause);
     }
-    // What this session does not use may be all that is missing.
-    FreeSettled();
-    threads_->DrainMine();
-    if (absl::Status status = cache_->Reclaim().status(); !status.ok()) return status;
-    block = AllocateOnce(*place, noscan);
   }
   if (block.ok()) NoteTaken(*block);
   return block;
@@ -195,8 +195,8 @@ absl::StatusOr<Buffer> SessionCore::Allocate(size_t bytes, const AllocateOptions
     return absl::InvalidArgumentError(absl::StrCat("an alignment of ", options.alignment,
                                                    " is not a power of two of at most 2 MiB"));
   }
-  absl::StatusOr<void*> block = AllocateBlock(
-      bytes, options.alignment, options.kind == BlockKind::kNoscan, absl::Now() + options.timeout);
+  absl::StatusOr<void*> block =
+      AllocateBlock(bytes, options.alignment, options.kind == BlockKind::kNoscan, options.timeout);
   if (!block.ok()) return block.status();
   if (options.zeroed) std::memset(*block, 0, bytes);
   Ref();
@@ -206,7 +206,7 @@ absl::StatusOr<Buffer> SessionCore::Allocate(size_t bytes, const AllocateOptions
 void* SessionCore::Malloc(size_t bytes, size_t alignment) {
   if (abandoned() || !writable_) return nullptr;
   absl::StatusOr<void*> block =
-      AllocateBlock(bytes, alignment, /*noscan=*/true, absl::InfinitePast());
+      AllocateBlock(bytes, alignment, /*noscan=*/true, absl::ZeroDuration());
   return block.ok() ? *block : nullptr;
 }
 

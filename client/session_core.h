@@ -100,11 +100,13 @@ class SessionCore final : public SessionLife {
     PageCount alignment = PageCount(1);  // more than 1: asked of the session cache
     PageCount exact;                     // not 0: a large block of exactly so many pages
   };
-  absl::StatusOr<Place> PlaceFor(size_t bytes, size_t alignment, bool noscan) const;
+  // Requires bytes <= limit_bytes_.
+  Place PlaceFor(size_t bytes, size_t alignment, bool noscan) const;
   absl::StatusOr<void*> AllocateOnce(const Place& place, bool noscan);
-  // When the pool is full, gives back what is idle and tries again, until `deadline`.
+  // When the pool is full, gives back what is idle and tries again, at least once and for
+  // `timeout`.
   absl::StatusOr<void*> AllocateBlock(size_t bytes, size_t alignment, bool noscan,
-                                      absl::Time deadline);
+                                      absl::Duration timeout);
   // The block at `data`, of this session and in the user's hands, goes back.
   void FreeBlock(void* data);
   void FreeSettled();

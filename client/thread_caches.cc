@@ -12,6 +12,7 @@
 
 #include "allocator/check.h"
 #include "allocator/size_classes.h"
+#include "client/hot_mutex.h"
 
 namespace spanpool::internal {
 namespace {
@@ -40,12 +41,7 @@ constexpr Room kRoom = MakeRoom();
 // What threads without a cache of their own look at: no key matches it.
 constinit ThreadCache no_cache;
 
-// malloc's alignment: what is larger than 8 bytes may hold something aligned to 16.
-constexpr SizeClass MallocClass(size_t bytes) {
-  return bytes <= 8 ? SizeClassFor(bytes) : SizeClassFor(bytes, 16);
-}
-
-constinit RankedMutex registry_mu{LockRank::kSessionTable};
+constinit HotMutex registry_mu{LockRank::kSessionTable};
 constinit ThreadCaches* sessions ABSL_GUARDED_BY(registry_mu) = nullptr;
 
 }  // namespace
@@ -60,7 +56,7 @@ struct ThreadCaches::OwnedCache : ThreadCache {
   OwnedCache* previous = nullptr;
   uint64_t refills = 0;  // as `allocations`
 
-  RankedMutex mu{LockRank::kSession};
+  HotMutex mu{LockRank::kSession};
   uint64_t room_bytes ABSL_GUARDED_BY(mu) = 0;        // sum of (limit - floor) × block bytes
   uint16_t refill[kStacks] ABSL_GUARDED_BY(mu) = {};  // blocks to take next time; 0 = a batch
 
@@ -94,13 +90,13 @@ void ThreadCaches::Retire(OwnedCache* cache) {
   ThreadCaches* owner;
   bool alive = false;
   {
-    RankedMutexLock lock(&registry_mu);
+    HotMutexLock lock(&registry_mu);
     owner = cache->owner.load(std::memory_order_relaxed);
     alive = owner != nullptr && owner->life_->TryRef();
   }
   if (alive) owner->Drain(cache, nullptr);
   {
-    RankedMutexLock lock(&registry_mu);
+    HotMutexLock lock(&registry_mu);
     // Orphaned, perhaps meanwhile: nobody else knows it any more.
     owner = cache->owner.load(std::memory_order_relaxed);
     if (owner != nullptr) {
@@ -159,7 +155,7 @@ ThreadCaches::ThreadCaches(uint64_t limit_bytes, AddressRange* range, PageMap* p
   static const int registered =
       pthread_atfork(&BeforeFork, &AfterForkInParent, &ForkHandlers::InChild);
   SPANPOOL_CHECK_EQ(registered, 0);
-  RankedMutexLock lock(&registry_mu);
+  HotMutexLock lock(&registry_mu);
   next_ = sessions;
   if (sessions != nullptr) sessions->previous_ = this;
   sessions = this;
@@ -168,7 +164,7 @@ ThreadCaches::ThreadCaches(uint64_t limit_bytes, AddressRange* range, PageMap* p
 ThreadCaches::~ThreadCaches() {
   OwnedCache* spare;
   {
-    RankedMutexLock lock(&registry_mu);
+    HotMutexLock lock(&registry_mu);
     (previous_ != nullptr ? previous_->next_ : sessions) = next_;
     if (next_ != nullptr) next_->previous_ = previous_;
     for (OwnedCache* cache = caches_; cache != nullptr;) {
@@ -191,7 +187,7 @@ ThreadCaches::~ThreadCaches() {
 }
 
 void ThreadCaches::SetSessionKey(const void* session) {
-  RankedMutexLock lock(&registry_mu);
+  HotMutexLock lock(&registry_mu);
   session_key_ = session;
   for (OwnedCache* cache = caches_; cache != nullptr; cache = cache->next) {
     cache->session.store(session, std::memory_order_release);
@@ -200,7 +196,7 @@ void ThreadCaches::SetSessionKey(const void* session) {
 
 ThreadCaches::OwnedCache* ThreadCaches::NewCache() {
   {
-    RankedMutexLock lock(&registry_mu);
+    HotMutexLock lock(&registry_mu);
     if (OwnedCache* cache = spare_; cache != nullptr) {
       spare_ = cache->next;
       cache->next = nullptr;
@@ -215,9 +211,7 @@ ThreadCaches::OwnedCache* ThreadCaches::NewCache() {
   cache->bytes = range_->bytes();
   cache->pages = pages_->entries();
   for (size_t i = 0; i <= kInlineBytes / 8; ++i) {
-    const SpanClass span_class(MallocClass(i * 8), /*noscan=*/true);
-    cache->stack_of[i] =
-        static_cast<uint16_t>(StackIndexOf(CacheClassOf(span_class)) * sizeof(Stack));
+    cache->stack_of[i] = static_cast<uint16_t>(MallocStackIndex(i * 8) * sizeof(Stack));
   }
   for (size_t i = 2; i < kStacks; ++i) {
     Stack& stack = cache->stacks[i];
@@ -252,7 +246,7 @@ ThreadCaches::OwnedCache* ThreadCaches::Mine() {
   OwnedCache* const cache = NewCache();
   if (cache == nullptr) return nullptr;
   {
-    RankedMutexLock lock(&registry_mu);
+    HotMutexLock lock(&registry_mu);
     cache->allocations = 0;
     cache->refills = 0;
     cache->next = caches_;
@@ -282,7 +276,7 @@ absl::StatusOr<void*> ThreadCaches::Allocate(CacheClass c) {
   const uint64_t block_bytes = BlockBytesOf(c);
   size_t wanted;
   {
-    RankedMutexLock lock(&mine->mu);
+    HotMutexLock lock(&mine->mu);
     if (stack.top != stack.floor) {
       void* const block = *--stack.top;
       CountOne(&mine->allocations);
@@ -304,7 +298,7 @@ absl::StatusOr<void*> ThreadCaches::Allocate(CacheClass c) {
   if (taken->waited) CountOne(&mine->refills);
   size_t kept = 0;
   {
-    RankedMutexLock lock(&mine->mu);
+    HotMutexLock lock(&mine->mu);
     const size_t extra = taken->blocks - 1;
     if (static_cast<size_t>(stack.limit - stack.floor) < extra) {
       mine->room_bytes += (extra - static_cast<size_t>(stack.limit - stack.floor)) * block_bytes;
@@ -332,7 +326,7 @@ void ThreadCaches::Free(CacheClass c, void* block, const void* call_site) {
   void* moved[kMaxMove];
   size_t count = 0;
   {
-    RankedMutexLock lock(&mine->mu);
+    HotMutexLock lock(&mine->mu);
     if (stack.top == stack.limit) {
       const auto room = static_cast<size_t>(stack.limit - stack.floor);
       const size_t capacity = StackCapacityOf(c);
@@ -367,7 +361,7 @@ void ThreadCaches::Drain(OwnedCache* cache, const void* call_site) {
     for (;;) {
       size_t count;
       {
-        RankedMutexLock lock(&cache->mu);
+        HotMutexLock lock(&cache->mu);
         count = std::min(static_cast<size_t>(stack.top - stack.floor), kMaxMove);
         std::copy(stack.top - count, stack.top, moved);
         stack.top -= count;
@@ -389,7 +383,7 @@ void ThreadCaches::DrainMine() {
 }
 
 ThreadCaches::Counts ThreadCaches::counts() {
-  RankedMutexLock lock(&registry_mu);
+  HotMutexLock lock(&registry_mu);
   Counts counts = ended_;
   for (OwnedCache* cache = caches_; cache != nullptr; cache = cache->next) {
     counts.allocations += ReadCount(&cache->allocations);

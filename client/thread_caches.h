@@ -29,7 +29,6 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "allocator/lock_rank.h"
 #include "client/address_range.h"
 #include "client/cache_class.h"
 #include "client/page_map.h"

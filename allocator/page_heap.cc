@@ -79,6 +79,7 @@ absl::StatusOr<Span*> PageHeap::Allocate(SpanClass span_class, PageCount pages,
   span->state.store(Span::State::kInUse, std::memory_order_relaxed);
   map_.Enter(span);
   shard.spans.fetch_add(1, std::memory_order_relaxed);
+  shard.taken.fetch_add(pages.value(), std::memory_order_relaxed);
   return span;
 }
 
@@ -287,6 +288,17 @@ PageHeapStats PageHeap::StatsLocked() const {
 PageHeapStats PageHeap::stats() const {
   RankedMutexLock lock(&mu_);
   return StatsLocked();
+}
+
+PageCount PageHeap::taken() const {
+  uint64_t taken = 0;
+  for (const Shard& shard : shards_) taken += shard.taken.load(std::memory_order_relaxed);
+  return PageCount(taken);
+}
+
+uint32_t PageHeap::arenas_end() const {
+  RankedMutexLock lock(&mu_);
+  return next_arena_;
 }
 
 uint64_t PageHeap::metadata_bytes() const {

@@ -88,6 +88,11 @@ class PageHeap {
   // Adds up at every moment. The number of spans may be off by those that are being made or freed.
   PageHeapStats stats() const ABSL_LOCKS_EXCLUDED(mu_);
 
+  // Pages taken for spans since the heap began, given back or not.
+  PageCount taken() const;
+  // The arenas there are have indices below this; some may be holes.
+  uint32_t arenas_end() const ABSL_LOCKS_EXCLUDED(mu_);
+
   uint64_t limit_bytes() const { return options_.limit_bytes; }
   uint64_t metadata_bytes() const;
 
@@ -107,6 +112,7 @@ class PageHeap {
     std::atomic<uint64_t> cached_scavenged{0};
     // Spans made minus spans freed by way of this shard.
     std::atomic<int64_t> spans{0};
+    std::atomic<uint64_t> taken{0};
 
     void CountPages() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
       cached_pages.store(pages.pages().value(), std::memory_order_relaxed);

@@ -151,13 +151,15 @@ void CentralList::ListLocked(Span* span) {
 }
 
 void CentralList::CountIn(const Span& span) {
+  heap_->map().SetListed(span, true);
   listed_pages_.fetch_add(span.pages.value(), std::memory_order_relaxed);
   listed_spans_.fetch_add(1, std::memory_order_relaxed);
   live_blocks_.fetch_add(span.blocks_in_use, std::memory_order_relaxed);
 }
 
 void CentralList::CountOut(const Span& span) {
-  listed_pages_.fetch_sub(span.pages.value(), std::memory_order_release);
+  heap_->map().SetListed(span, false);
+  listed_pages_.fetch_sub(span.pages.value(), std::memory_order_relaxed);
   listed_spans_.fetch_sub(1, std::memory_order_relaxed);
   live_blocks_.fetch_sub(span.blocks_in_use, std::memory_order_relaxed);
 }

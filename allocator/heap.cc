@@ -62,21 +62,22 @@ class Heap::Impl {
     HeapStats stats;
     stats.limit_bytes = pages_.limit_bytes();
     stats.metadata_bytes = pages_.metadata_bytes() + sizeof(*this);
-    // Under the lock of the page heap no span can be freed, so those listed are among those in use.
-    pages_.WithStats([&](const PageHeapStats& pages) {
-      PageCount listed;
-      for (const auto& list : lists_) {
-        listed += list->listed_pages();
-        stats.spans_in_lists += list->listed_spans();
-        stats.live_listed_blocks += list->live_blocks();
-      }
-      stats.reserved_bytes = Bytes(pages.reserved);
-      stats.in_lists_bytes = Bytes(listed);
-      stats.on_loan_bytes = Bytes(pages.in_use - listed);
-      stats.free_bytes = Bytes(pages.free);
-      stats.scavenged_bytes = Bytes(pages.scavenged);
-      stats.spans_on_loan = pages.spans - stats.spans_in_lists;
-    });
+    const PageHeapStats pages = pages_.stats();
+    PageCount listed;
+    for (const auto& list : lists_) {
+      listed += list->listed_pages();
+      stats.spans_in_lists += list->listed_spans();
+      stats.live_listed_blocks += list->live_blocks();
+    }
+    // Spans that were listed since the pages were counted may be more than were in use then.
+    listed = std::min(listed, pages.in_use);
+    stats.spans_in_lists = std::min(stats.spans_in_lists, pages.spans);
+    stats.reserved_bytes = Bytes(pages.reserved);
+    stats.in_lists_bytes = Bytes(listed);
+    stats.on_loan_bytes = Bytes(pages.in_use - listed);
+    stats.free_bytes = Bytes(pages.free);
+    stats.scavenged_bytes = Bytes(pages.scavenged);
+    stats.spans_on_loan = pages.spans - stats.spans_in_lists;
     return stats;
   }
 

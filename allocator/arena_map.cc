@@ -71,11 +71,9 @@ void ArenaMap::Enter(Span* span) {
     SPANPOOL_DCHECK(entry.load(std::memory_order_relaxed) == nullptr);
     entry.store(span, std::memory_order_release);  // pairs with SpanOf
   });
-  Find(ArenaOf(span->first_page))->pages_in_use.Set(span->first_page.value() % kPagesPerArena);
 }
 
 void ArenaMap::Leave(Span* span) {
-  Find(ArenaOf(span->first_page))->pages_in_use.Clear(span->first_page.value() % kPagesPerArena);
   ForEachPage(*span, [span](std::atomic<Span*>& entry) {
     SPANPOOL_DCHECK_EQ(entry.load(std::memory_order_relaxed), span);
     entry.store(nullptr, std::memory_order_release);

@@ -6,16 +6,16 @@
 //
 // Of each arena is kept (Go's heapArena):
 //   spans          for each page the span in use that owns it, or null
-//   pages_in_use   a bit for the *first* page of each span in use: what the reclaimer walks
-//   specials       a bit for the first page of each span in use that has specials (specials.h)
+//   listed         a bit for the *first* page of each span in a central list: what the reclaimer
+//                  walks. (Go's pageInUse, but for spans on loan, which it would only skip.)
+//   specials       a bit for the first page of each span in use that has specials
 //   zeroed_pages   no page from here on was ever used: its memory is zero. One watermark is enough
 //                  because pages are handed out lowest first
 // Left for a collector, which would add them here: marks of pages, and of blocks for checking.
 //
 // Invariants
 //  1. A page of a span in use maps to that span; every other page maps to null.
-//  2. A bit of pages_in_use is set if and only if the page is the first of a span in use.
-//  3. A bit of specials is set only where the bit of pages_in_use is.
+//  2. A bit of listed or specials is set only for the first page of a span in use.
 //
 // Thread-safe for readers. Add needs the heap's lock; the entries of a page are written by whoever
 // owns the page.
@@ -56,7 +56,7 @@ class ArenaBits {
 
 struct Arena {
   std::array<std::atomic<Span*>, kPagesPerArena> spans{};
-  ArenaBits pages_in_use;
+  ArenaBits listed;
   ArenaBits specials;
   std::atomic<uint64_t> zeroed_pages{0};
 };
@@ -92,10 +92,14 @@ class ArenaMap {
     return arena->spans[page.value() % kPagesPerArena].load(std::memory_order_acquire);
   }
 
-  // Makes the span's pages, all in arenas that exist, map to it and sets its bit; its other fields
-  // are final. Leave undoes it.
+  // Makes the span's pages, all in arenas that exist, map to it; its other fields are final. Leave
+  // undoes it; by then its bits are clear.
   void Enter(Span* span);
   void Leave(Span* span);
+
+  // The bits of a span in use.
+  void SetListed(const Span& span, bool value) { Set(&Arena::listed, span, value); }
+  void SetSpecials(const Span& span, bool value) { Set(&Arena::specials, span, value); }
 
   // Notes that these pages, which the caller owns, are about to be used; returns whether they may
   // have been used before.
@@ -113,6 +117,11 @@ class ArenaMap {
   T* New();
   template <typename F>
   void ForEachPage(const Span& span, F f);
+  void Set(ArenaBits Arena::*bits, const Span& span, bool value) {
+    ArenaBits& of_arena = Find(ArenaOf(span.first_page))->*bits;
+    const size_t page = span.first_page.value() % kPagesPerArena;
+    value ? of_arena.Set(page) : of_arena.Clear(page);
+  }
 
   MetadataSource* const metadata_;
   std::array<std::atomic<Table*>, kTables> tables_{};

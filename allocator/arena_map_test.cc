@@ -52,13 +52,19 @@ TEST(ArenaMap, ASpanIsFoundByEachOfItsPagesAcrossArenas) {
   }
   EXPECT_EQ(map.SpanOf(span.first_page - PageCount(1)), nullptr);
   EXPECT_EQ(map.SpanOf(span.range().end()), nullptr);
-  EXPECT_TRUE(map.Find(ArenaIndex(6))->pages_in_use.Test(kPagesPerArena - 2));
-  EXPECT_FALSE(map.Find(ArenaIndex(7))->pages_in_use.Test(0)) << "only a first page has the bit";
+  map.SetListed(span, true);
+  map.SetSpecials(span, true);
+  EXPECT_TRUE(map.Find(ArenaIndex(6))->listed.Test(kPagesPerArena - 2));
+  EXPECT_TRUE(map.Find(ArenaIndex(6))->specials.Test(kPagesPerArena - 2));
+  EXPECT_FALSE(map.Find(ArenaIndex(7))->listed.Test(0)) << "only a first page has the bit";
+  map.SetListed(span, false);
+  map.SetSpecials(span, false);
+  EXPECT_FALSE(map.Find(ArenaIndex(6))->listed.Test(kPagesPerArena - 2));
+  EXPECT_FALSE(map.Find(ArenaIndex(6))->specials.Test(kPagesPerArena - 2));
   map.Leave(&span);
   for (PageId page = span.first_page; page < span.range().end(); ++page) {
     ASSERT_EQ(map.SpanOf(page), nullptr);
   }
-  EXPECT_FALSE(map.Find(ArenaIndex(6))->pages_in_use.Test(kPagesPerArena - 2));
 }
 
 TEST(ArenaMap, TheWatermarkKnowsWhichPagesWereNeverUsed) {

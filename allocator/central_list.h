@@ -73,10 +73,9 @@ class alignas(ABSL_CACHELINE_SIZE) CentralList {
   // reclaimer finds spans by their pages. Returns the pages freed.
   PageCount SweepOwned(const ActiveSweep::Token& token, Span* span);
 
-  // How much is listed; spans that are being swept included. Written before a span is listed is
-  // freed or granted, so that what a reader sees is never more than spans that exist.
+  // How much is listed.
   PageCount listed_pages() const {
-    return PageCount(listed_pages_.load(std::memory_order_acquire));
+    return PageCount(listed_pages_.load(std::memory_order_relaxed));
   }
   uint64_t listed_spans() const { return listed_spans_.load(std::memory_order_relaxed); }
   uint64_t live_blocks() const { return live_blocks_.load(std::memory_order_relaxed); }
@@ -97,7 +96,7 @@ class alignas(ABSL_CACHELINE_SIZE) CentralList {
   // Asks the states and sets the span's bitmap and count. Without the lock; the span is ours.
   void SweepBlocks(Span* span);
   // Sweeps a listed span that is ours, and lists it again or frees it; returns the pages freed.
-  PageCount SweepListed(Span* span);
+  PageCount SweepListed(const ActiveSweep::Token& token, Span* span);
   // Adds a span that is ours and was just swept to the set it belongs to.
   void ListLocked(Span* span) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void CountIn(const Span& span);

@@ -4,6 +4,7 @@
 #include <array>
 #include <bit>
 #include <optional>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "allocator/central_list.h"
@@ -22,11 +23,11 @@ class Heap::Impl {
                 .max_arenas = options.max_arenas},
                source, MetadataSource::System()),
         max_arenas_(options.max_arenas) {
-    std::array<CentralList*, kNumSpanClasses> lists;
+    std::vector<CentralList*> lists(kNumSpanClasses);
     for (size_t i = 0; i < kNumSpanClasses; ++i) {
       lists[i] = &lists_[i].emplace(SpanClass::FromValue(static_cast<uint8_t>(i)), &pages_, states);
     }
-    sweeper_.emplace(lists);
+    sweeper_.emplace(&pages_, lists);
   }
 
   absl::StatusOr<Span*> Grant(SpanClass span_class) {
@@ -54,6 +55,14 @@ class Heap::Impl {
 
   PageCount Sweep() { return sweeper_->SweepAll(); }
 
+  bool SweepInBackground(uint32_t spans) {
+    if (sweeper_->done() && !(sweeper_->CycleDue() && sweeper_->BeginCycle())) return false;
+    for (; spans != 0; --spans) {
+      if (!sweeper_->SweepOne().has_value()) return false;
+    }
+    return true;
+  }
+
   absl::Status Replenish() { return pages_.Replenish(); }
 
   uint32_t max_arenas() const { return max_arenas_; }
@@ -62,21 +71,22 @@ class Heap::Impl {
     HeapStats stats;
     stats.limit_bytes = pages_.limit_bytes();
     stats.metadata_bytes = pages_.metadata_bytes() + sizeof(*this);
-    // Under the lock of the page heap no span can be freed, so those listed are among those in use.
-    pages_.WithStats([&](const PageHeapStats& pages) {
-      PageCount listed;
-      for (const auto& list : lists_) {
-        listed += list->listed_pages();
-        stats.spans_in_lists += list->listed_spans();
-        stats.live_listed_blocks += list->live_blocks();
-      }
-      stats.reserved_bytes = Bytes(pages.reserved);
-      stats.in_lists_bytes = Bytes(listed);
-      stats.on_loan_bytes = Bytes(pages.in_use - listed);
-      stats.free_bytes = Bytes(pages.free);
-      stats.scavenged_bytes = Bytes(pages.scavenged);
-      stats.spans_on_loan = pages.spans - stats.spans_in_lists;
-    });
+    const PageHeapStats pages = pages_.stats();
+    PageCount listed;
+    for (const auto& list : lists_) {
+      listed += list->listed_pages();
+      stats.spans_in_lists += list->listed_spans();
+      stats.live_listed_blocks += list->live_blocks();
+    }
+    // Spans that were listed since the pages were counted may be more than were in use then.
+    listed = std::min(listed, pages.in_use);
+    stats.spans_in_lists = std::min(stats.spans_in_lists, pages.spans);
+    stats.reserved_bytes = Bytes(pages.reserved);
+    stats.in_lists_bytes = Bytes(listed);
+    stats.on_loan_bytes = Bytes(pages.in_use - listed);
+    stats.free_bytes = Bytes(pages.free);
+    stats.scavenged_bytes = Bytes(pages.scavenged);
+    stats.spans_on_loan = pages.spans - stats.spans_in_lists;
     return stats;
   }
 
@@ -93,6 +103,7 @@ class Heap::Impl {
   CentralList& ListOf(SpanClass span_class) { return *lists_[span_class.value()]; }
 
   absl::StatusOr<Span*> Make(SpanClass span_class, PageCount pages, PageCount alignment) {
+    sweeper_->PayFor(pages);
     absl::StatusOr<Span*> span = pages_.Allocate(span_class, pages, alignment);
     if (!absl::IsResourceExhausted(span.status())) return span;
     // Before refusing: blocks may have been freed in listed spans since anybody looked.
@@ -132,6 +143,7 @@ absl::StatusOr<Span*> Heap::GrantLarge(PageCount pages, bool scan, PageCount ali
 void Heap::Return(Span* span) { impl_->Return(span); }
 Span* Heap::SpanOf(PageId page) const { return impl_->SpanOf(page); }
 PageCount Heap::Sweep() { return impl_->Sweep(); }
+bool Heap::SweepInBackground(uint32_t spans) { return impl_->SweepInBackground(spans); }
 absl::Status Heap::Replenish() { return impl_->Replenish(); }
 uint32_t Heap::max_arenas() const { return impl_->max_arenas(); }
 HeapStats Heap::stats() const { return impl_->stats(); }

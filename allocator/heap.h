@@ -83,6 +83,11 @@ class Heap {
   // and spans left empty are freed. Returns the pages freed.
   PageCount Sweep();
 
+  // A background thread's share of sweeping: begins a cycle when one is due, which is when as many
+  // pages were granted afresh as are listed, and sweeps up to `spans` spans of it. True if more is
+  // left to do. While a cycle goes on, grants of fresh pages sweep in proportion.
+  bool SweepInBackground(uint32_t spans);
+
   // Backs free pages with memory until `reserve_bytes` are free and backed, or as much as the limit
   // leaves. Creates arenas as needed. Call from a background thread; slow (microseconds a page).
   //   RESOURCE_EXHAUSTED  no memory, or no addresses left

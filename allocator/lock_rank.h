@@ -89,6 +89,12 @@ class ABSL_LOCKABLE RankedMutex {
     return mu_.AwaitWithDeadline(condition, deadline);
   }
 
+  // The same for at most `timeout`.
+  bool AwaitWithTimeout(const absl::Condition& condition, absl::Duration timeout)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(this) {
+    return mu_.AwaitWithTimeout(condition, timeout);
+  }
+
   void AssertHeld() const ABSL_ASSERT_EXCLUSIVE_LOCK() { mu_.AssertHeld(); }
 
  private:

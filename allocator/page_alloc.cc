@@ -68,8 +68,7 @@ absl::Status PageAlloc::Grow(PageRange range) {
 
   // All that can fail comes first. What was committed before a failure is committed again next
   // time.
-  absl::Status no_memory =
-      absl::ResourceExhaustedError("no memory for the page allocator's index");
+  absl::Status no_memory = absl::ResourceExhaustedError("no memory for the page allocator's index");
   if (!Reserve()) return no_memory;
   if (!metadata_->Commit(summaries_[0], Entries(0) * sizeof(PageSummary))) return no_memory;
   for (size_t level = 1; level < kLevels; ++level) {

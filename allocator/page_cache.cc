@@ -24,6 +24,19 @@ std::optional<PageAlloc::Run> PageCache::Alloc(PageCount n) {
   return PageAlloc::Run{block_.first + PageCount(i), PageCount(scavenged)};
 }
 
+bool PageCache::Free(PageRange range) {
+  const PageId block = PageId(range.first.value() / 64 * 64);
+  if (range.end() > block + PageCount(64)) return false;
+  if (empty()) block_.first = block;
+  if (block_.first != block) return false;
+  const uint64_t ones =
+      range.count.value() == 64 ? UINT64_MAX : (uint64_t{1} << range.count.value()) - 1;
+  const uint64_t mask = ones << (range.first - block).value();
+  SPANPOOL_CHECK((block_.pages & mask) == 0) << "page " << range.first << " is free already";
+  block_.pages |= mask;
+  return true;
+}
+
 bool PageCache::Refill(PageAlloc* pages) {
   SPANPOOL_CHECK(empty());
   const std::optional<PageAlloc::Block> block = pages->TakeBlock();

@@ -3,7 +3,9 @@
 // Most page allocations are of one page. A cache serves them with a count-trailing-zeroes, without
 // touching the page allocator or its lock; whoever owns the cache refills it under that lock. A
 // refill takes *all* free pages of the first 64-page block that has any, so allocation stays
-// ordered by address, if only roughly while caches are not empty.
+// ordered by address, if only roughly while caches are not empty. Pages of that block may come back
+// to the cache in the same way, which Go's page cache does not do: Go frees in bulk, when it
+// sweeps.
 //
 // Pages in a cache count as allocated in the page allocator; pages() and scavenged() say how many
 // there are, for statistics that add up.
@@ -33,6 +35,11 @@ class PageCache {
 
   // Fills an empty cache (CHECK). False when the page allocator has nothing free.
   bool Refill(PageAlloc* pages);
+
+  // Takes in pages that are allocated in the page allocator, backed, and their last owner's: true
+  // if they lie in the cache's block (an empty cache adopts theirs). Else give them to the
+  // allocator.
+  bool Free(PageRange range);
 
   // Gives everything back.
   void Flush(PageAlloc* pages);

@@ -75,6 +75,34 @@ TEST(PageCache, FlushingReturnsEachPageAsItCame) {
   pages.CheckInvariants();
 }
 
+TEST(PageCache, PagesOfItsBlockComeBackToItAndOthersDoNot) {
+  PageAlloc pages;
+  ASSERT_TRUE(pages.Grow(Range(0, kPagesPerChunk)).ok());
+  PageCache cache;
+  ASSERT_TRUE(cache.Refill(&pages));
+  ASSERT_EQ(cache.Alloc(PageCount(3))->first, PageId(0));
+  ASSERT_EQ(pages.Alloc(PageCount(100))->first, PageId(64));
+  EXPECT_TRUE(cache.Free(Range(1, 2)));
+  EXPECT_FALSE(cache.Free(Range(64, 1))) << "of another block";
+  EXPECT_EQ(cache.pages(), PageCount(63));
+  EXPECT_EQ(cache.scavenged(), PageCount(61)) << "what comes back is backed";
+  EXPECT_EQ(cache.Alloc(PageCount(1))->first, PageId(1));
+  cache.Flush(&pages);
+  EXPECT_FALSE(cache.Free(Range(127, 2))) << "of two blocks";
+  EXPECT_TRUE(cache.Free(Range(64, 64))) << "an empty cache adopts any block";
+  EXPECT_TRUE(cache.Alloc(PageCount(15)).has_value());
+  EXPECT_EQ(pages.allocated(), PageCount(102));
+  cache.CheckInvariants(pages);
+}
+
+TEST(PageCacheDeathTest, FreeingAPageThatIsInTheCacheAborts) {
+  PageAlloc pages;
+  ASSERT_TRUE(pages.Grow(Range(0, kPagesPerChunk)).ok());
+  PageCache cache;
+  ASSERT_TRUE(cache.Refill(&pages));
+  EXPECT_DEATH(cache.Free(Range(5, 1)), "page 5 is free already");
+}
+
 TEST(PageCache, SeveralCachesAndTheAllocatorNeverHandOutAPageTwice) {
   const uint64_t seed = std::random_device()();
   std::cout << "seed " << seed << "\n";

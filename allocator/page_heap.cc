@@ -18,28 +18,39 @@ PageHeap::PageHeap(const PageHeapOptions& options, ArenaSource* source, Metadata
   SPANPOOL_CHECK_LE(options.max_arenas, kMaxArenas);
 }
 
+PageHeap::Shard& PageHeap::MyShard() const {
+  static std::atomic<size_t> threads{0};
+  thread_local const size_t mine = threads.fetch_add(1, std::memory_order_relaxed);
+  return shards_[mine % kShards];
+}
+
 absl::StatusOr<Span*> PageHeap::Allocate(SpanClass span_class, PageCount pages,
                                          PageCount alignment) {
   const SizeClass size_class = span_class.size_class();
   SPANPOOL_CHECK(span_class.large() || pages == SpanPages(size_class));
-  // The record first: once there are pages nothing but the lack of memory can fail.
-  Span* const span = records_.New(span_class.large() ? 1 : BlocksPerSpan(size_class));
-  if (span == nullptr) return absl::ResourceExhaustedError("no memory for the record of a span");
-
-  PageAlloc::Run run;
-  bool scavenged_is_zero;
+  Shard& shard = MyShard();
+  Span* span;
+  std::optional<PageAlloc::Run> run;
   {
-    RankedMutexLock lock(&mu_);
-    absl::StatusOr<PageAlloc::Run> taken = TakeLocked(pages, alignment);
+    RankedMutexLock lock(&shard.mu);
+    // The record first: once there are pages nothing but the lack of memory can fail.
+    span = records_.New(span_class.large() ? 1 : BlocksPerSpan(size_class), &shard.records);
+    if (span == nullptr) return absl::ResourceExhaustedError("no memory for the record of a span");
+    if (pages <= PageCount(PageCache::kMaxRun) && alignment == PageCount(1)) {
+      run = TakeCached(shard, pages);
+    }
+  }
+  if (!run.has_value()) {
+    absl::StatusOr<PageAlloc::Run> taken = Take(pages, alignment);
     if (!taken.ok()) {
       records_.Delete(span);
       return taken.status();
     }
     run = *taken;
-    scavenged_is_zero = scavenged_is_zero_;
   }
-  const PageRange range{run.first, pages};
-  if (run.scavenged > PageCount(0)) {
+  const PageRange range{run->first, pages};
+  bool zero = false;
+  if (run->scavenged > PageCount(0)) {
     const absl::Status status = source_->Populate(range);
     if (!status.ok()) {
       // Which pages have memory now nobody knows; none has after this.
@@ -47,28 +58,83 @@ absl::StatusOr<Span*> PageHeap::Allocate(SpanClass span_class, PageCount pages,
       records_.Delete(span);
       RankedMutexLock lock(&mu_);
       pages_.FreeScavenged(range);
-      in_use_ -= pages;
       charged_ -= pages;
-      --spans_;
-      if (!discarded) scavenged_is_zero_ = false;
+      if (!discarded) scavenged_is_zero_.store(false, std::memory_order_relaxed);
       return absl::ResourceExhaustedError(
           absl::StrCat("no memory behind ", pages.value(), " pages: ", status.message()));
     }
+    zero = run->scavenged == pages && scavenged_is_zero_.load(std::memory_order_relaxed);
   }
   const bool used_before = map_.MarkUsed(range);
-  span->first_page = run.first;
+  span->first_page = run->first;
   span->pages = pages;
   span->span_class = span_class;
-  span->needs_zero = used_before && !(run.scavenged == pages && scavenged_is_zero);
+  span->needs_zero = used_before && !zero;
   span->block_bytes = span_class.large() ? Bytes(pages) : BlockBytes(size_class);
   span->loan_session = 0;
   span->loan_sequence = 0;
   span->blocks_in_use = 0;
   span->sweep_generation.store(Span::kOnLoan, std::memory_order_relaxed);
-  // Whoever finds the span by a page or by a bit acquires what Enter releases.
+  // Whoever finds the span by a page acquires what Enter releases.
   span->state.store(Span::State::kInUse, std::memory_order_relaxed);
   map_.Enter(span);
+  shard.spans.fetch_add(1, std::memory_order_relaxed);
+  shard.taken.fetch_add(pages.value(), std::memory_order_relaxed);
   return span;
+}
+
+std::optional<PageAlloc::Run> PageHeap::TakeCached(Shard& shard, PageCount pages) {
+  std::optional<PageAlloc::Run> run = shard.pages.Alloc(pages);
+  if (!run.has_value()) {
+    RankedMutexLock lock(&mu_);
+    const PageCount held = shard.pages.pages();
+    shard.pages.Flush(&pages_);
+    charged_ -= held;
+    // Near the limit what one cache hoards another thread may need.
+    if (Bytes(charged_ + kMaxCached) <= options_.limit_bytes && shard.pages.Refill(&pages_)) {
+      charged_ += shard.pages.pages();
+      run = shard.pages.Alloc(pages);
+    }
+    // Under the heap's lock, too: what has left pages_ is seen in the cache.
+    shard.CountPages();
+    return run;
+  }
+  shard.CountPages();
+  return run;
+}
+
+PageCount PageHeap::FlushCaches() {
+  PageCount flushed;
+  for (Shard& shard : shards_) {
+    if (shard.cached_pages.load(std::memory_order_relaxed) == 0) continue;
+    RankedMutexLock shard_lock(&shard.mu);
+    RankedMutexLock lock(&mu_);
+    const PageCount held = shard.pages.pages();
+    shard.pages.Flush(&pages_);
+    charged_ -= held;
+    flushed += held;
+    shard.CountPages();
+  }
+  return flushed;
+}
+
+PageCount PageHeap::Cached() const {
+  PageCount cached;
+  for (const Shard& shard : shards_) {
+    cached += PageCount(shard.cached_pages.load(std::memory_order_relaxed));
+  }
+  return cached;
+}
+
+absl::StatusOr<PageAlloc::Run> PageHeap::Take(PageCount pages, PageCount alignment) {
+  absl::StatusOr<PageAlloc::Run> run;
+  {
+    RankedMutexLock lock(&mu_);
+    run = TakeLocked(pages, alignment);
+  }
+  if (run.ok() || FlushCaches() == PageCount(0)) return run;
+  RankedMutexLock lock(&mu_);
+  return TakeLocked(pages, alignment);
 }
 
 absl::StatusOr<PageAlloc::Run> PageHeap::TakeLocked(PageCount pages, PageCount alignment) {
@@ -82,8 +148,6 @@ absl::StatusOr<PageAlloc::Run> PageHeap::TakeLocked(PageCount pages, PageCount a
   charged_ += pages;  // before the lock is released, or the limit could be passed
   while (true) {
     if (std::optional<PageAlloc::Run> run = pages_.Alloc(pages, alignment); run.has_value()) {
-      in_use_ += pages;
-      ++spans_;
       return *run;
     }
     // A run that ends in an arena to come starts at this page or later.
@@ -153,12 +217,19 @@ void PageHeap::Free(Span* span) {
   map_.Leave(span);
   span->state.store(Span::State::kFree, std::memory_order_relaxed);
   const PageRange range = span->range();
-  records_.Delete(span);
+  Shard& shard = MyShard();
+  shard.spans.fetch_sub(1, std::memory_order_relaxed);
+  {
+    RankedMutexLock lock(&shard.mu);
+    records_.Delete(span, &shard.records);
+    if (range.count <= PageCount(PageCache::kMaxRun) && shard.pages.Free(range)) {
+      shard.CountPages();
+      return;
+    }
+  }
   RankedMutexLock lock(&mu_);
   pages_.Free(range);
-  in_use_ -= range.count;
   charged_ -= range.count;
-  --spans_;
 }
 
 absl::Status PageHeap::Replenish() {
@@ -194,18 +265,40 @@ absl::Status PageHeap::Replenish() {
 }
 
 PageHeapStats PageHeap::StatsLocked() const {
+  PageCount cached;
+  PageCount cached_scavenged;
+  int64_t spans = 0;
+  for (const Shard& shard : shards_) {
+    // Caches change without our lock, but only together with spans: what leaves one is in use.
+    const uint64_t pages = shard.cached_pages.load(std::memory_order_relaxed);
+    cached += PageCount(pages);
+    cached_scavenged +=
+        PageCount(std::min(pages, shard.cached_scavenged.load(std::memory_order_relaxed)));
+    spans += shard.spans.load(std::memory_order_relaxed);
+  }
   PageHeapStats stats;
   stats.reserved = PageCount(arenas_ * kPagesPerArena);
-  stats.in_use = in_use_;
-  stats.free = pages_.free_backed();
-  stats.scavenged = pages_.free_scavenged() + backing_;
-  stats.spans = spans_;
+  stats.in_use = pages_.allocated() - backing_ - cached;
+  stats.free = pages_.free_backed() + (cached - cached_scavenged);
+  stats.scavenged = pages_.free_scavenged() + backing_ + cached_scavenged;
+  stats.spans = spans < 0 ? 0 : static_cast<uint64_t>(spans);
   return stats;
 }
 
 PageHeapStats PageHeap::stats() const {
   RankedMutexLock lock(&mu_);
   return StatsLocked();
+}
+
+PageCount PageHeap::taken() const {
+  uint64_t taken = 0;
+  for (const Shard& shard : shards_) taken += shard.taken.load(std::memory_order_relaxed);
+  return PageCount(taken);
+}
+
+uint32_t PageHeap::arenas_end() const {
+  RankedMutexLock lock(&mu_);
+  return next_arena_;
 }
 
 uint64_t PageHeap::metadata_bytes() const {
@@ -218,13 +311,22 @@ uint64_t PageHeap::metadata_bytes() const {
 }
 
 void PageHeap::CheckInvariants() const {
+  records_.CheckInvariants();
+  for (Shard& shard : shards_) {
+    RankedMutexLock shard_lock(&shard.mu);
+    RankedMutexLock lock(&mu_);
+    shard.pages.CheckInvariants(pages_);
+    SPANPOOL_CHECK_EQ(shard.cached_pages.load(), shard.pages.pages().value());
+    SPANPOOL_CHECK_EQ(shard.cached_scavenged.load(), shard.pages.scavenged().value());
+  }
+
   RankedMutexLock lock(&mu_);
   pages_.CheckInvariants();
   const PageHeapStats stats = StatsLocked();
   SPANPOOL_CHECK_EQ(stats.in_use + stats.free + stats.scavenged, stats.reserved);
-  SPANPOOL_CHECK_EQ(pages_.allocated(), in_use_ + backing_);
-  SPANPOOL_CHECK_EQ(in_use_, charged_);
+  SPANPOOL_CHECK_EQ(stats.in_use + Cached(), charged_);
   SPANPOOL_CHECK_LE(Bytes(charged_), options_.limit_bytes);
+  SPANPOOL_CHECK_EQ(backing_, PageCount(0));
 
   uint64_t spans = 0;
   PageCount in_use;
@@ -236,21 +338,24 @@ void PageHeap::CheckInvariants() const {
     for (size_t i = 0; i < kPagesPerArena; ++i) {
       const PageId page = FirstPageOf(ArenaIndex(index)) + PageCount(i);
       const Span* const span = arena->spans[i].load(std::memory_order_acquire);
-      SPANPOOL_CHECK_EQ(arena->pages_in_use.Test(i), span != nullptr && span->first_page == page)
-          << "page " << page;
-      SPANPOOL_CHECK(arena->pages_in_use.Test(i) || !arena->specials.Test(i)) << "page " << page;
+      const bool first = span != nullptr && span->first_page == page;
+      SPANPOOL_CHECK(first || !arena->listed.Test(i)) << "page " << page;
+      SPANPOOL_CHECK(first || !arena->specials.Test(i)) << "page " << page;
       if (span == nullptr) continue;
       SPANPOOL_CHECK(span->state.load(std::memory_order_relaxed) == Span::State::kInUse);
       SPANPOOL_CHECK(span->first_page <= page && page < span->range().end()) << "page " << page;
       SPANPOOL_CHECK(!pages_.IsFree(page)) << "page " << page;
       SPANPOOL_CHECK_LT(i, arena->zeroed_pages.load(std::memory_order_relaxed));
       in_use += PageCount(1);
-      if (span->first_page == page) ++spans;
+      if (first) {
+        SPANPOOL_CHECK_EQ(arena->listed.Test(i), span->set != nullptr) << "page " << page;
+        ++spans;
+      }
     }
   }
   SPANPOOL_CHECK_EQ(reserved, stats.reserved);
   SPANPOOL_CHECK_EQ(in_use, stats.in_use);
-  SPANPOOL_CHECK_EQ(spans, spans_);
+  SPANPOOL_CHECK_EQ(spans, stats.spans);
 }
 
 }  // namespace spanpool

@@ -7,6 +7,10 @@
 // kernel calls: they are made without the lock, on pages that the caller has taken and nobody else
 // can touch.
 //
+// Spans of up to 15 pages come out of one of a few page caches, each with a lock of its own, and go
+// back there; threads are spread over them. What is in the caches is charged against the limit as
+// if it were in use, and flushed before anything is refused; near the limit caches are not filled.
+//
 // Invariants
 //  1. Pages of spans + free + scavenged = pages of all arenas, at every moment (pages that are
 //  being
@@ -15,13 +19,17 @@
 //  3. Every page of a span has memory behind it.
 //  4. Every page of a span in use maps to that span (arena_map.h).
 //
-// Thread-safe. Lock rank: kHeap.
+// Thread-safe. Lock ranks: kPageCache, then kHeap, then kRecords.
 
 #ifndef SPANPOOL_ALLOCATOR_PAGE_HEAP_H_
 #define SPANPOOL_ALLOCATOR_PAGE_HEAP_H_
 
+#include <array>
+#include <atomic>
 #include <cstdint>
+#include <optional>
 
+#include "absl/base/optimization.h"
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -30,6 +38,7 @@
 #include "allocator/lock_rank.h"
 #include "allocator/metadata_source.h"
 #include "allocator/page_alloc.h"
+#include "allocator/page_cache.h"
 #include "allocator/span.h"
 #include "allocator/span_records.h"
 #include "allocator/units.h"
@@ -68,6 +77,7 @@ class PageHeap {
   void Free(Span* span);
 
   Span* SpanOf(PageId page) const { return map_.SpanOf(page); }
+  ArenaMap& map() { return map_; }
   const ArenaMap& map() const { return map_; }
 
   // Backs free pages, lowest first, until `reserve_bytes` are free and backed, or what the limit
@@ -75,14 +85,13 @@ class PageHeap {
   //   RESOURCE_EXHAUSTED  no memory or no addresses left
   absl::Status Replenish();
 
-  // Calls `f` under the lock with statistics that add up. What `f` reads of spans elsewhere is then
-  // no newer than that.
-  template <typename F>
-  void WithStats(F f) const ABSL_LOCKS_EXCLUDED(mu_) {
-    RankedMutexLock lock(&mu_);
-    f(StatsLocked());
-  }
-  PageHeapStats stats() const;
+  // Adds up at every moment. The number of spans may be off by those that are being made or freed.
+  PageHeapStats stats() const ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Pages taken for spans since the heap began, given back or not.
+  PageCount taken() const;
+  // The arenas there are have indices below this; some may be holes.
+  uint32_t arenas_end() const ABSL_LOCKS_EXCLUDED(mu_);
 
   uint64_t limit_bytes() const { return options_.limit_bytes; }
   uint64_t metadata_bytes() const;
@@ -93,7 +102,37 @@ class PageHeap {
  private:
   PageHeapStats StatsLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
-  // Takes pages, growing the heap as needed; the lock is released meanwhile.
+  // Some threads' pages and records.
+  struct alignas(ABSL_CACHELINE_SIZE) Shard {
+    RankedMutex mu{LockRank::kPageCache};
+    PageCache pages ABSL_GUARDED_BY(mu);
+    SpanRecords::Cache records ABSL_GUARDED_BY(mu);
+    // Pages in `pages`, for readers without `mu`.
+    std::atomic<uint64_t> cached_pages{0};
+    std::atomic<uint64_t> cached_scavenged{0};
+    // Spans made minus spans freed by way of this shard.
+    std::atomic<int64_t> spans{0};
+    std::atomic<uint64_t> taken{0};
+
+    void CountPages() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
+      cached_pages.store(pages.pages().value(), std::memory_order_relaxed);
+      cached_scavenged.store(pages.scavenged().value(), std::memory_order_relaxed);
+    }
+  };
+  static constexpr size_t kShards = 8;
+  static constexpr PageCount kMaxCached{kShards * 64};
+
+  Shard& MyShard() const;
+  PageCount Cached() const;
+
+  // A run out of the cache, which is filled if need be; nothing if that is not to be.
+  std::optional<PageAlloc::Run> TakeCached(Shard& shard, PageCount pages)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu);
+  // Takes pages, growing the heap and flushing the caches as needed.
+  absl::StatusOr<PageAlloc::Run> Take(PageCount pages, PageCount alignment);
+  // Gives the pages of all caches back to the page allocator. Returns how many there were.
+  PageCount FlushCaches();
+  // The same without flushing; the lock is released meanwhile.
   absl::StatusOr<PageAlloc::Run> TakeLocked(PageCount pages, PageCount alignment)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Adds one arena, or waits until another thread has; the lock is released meanwhile.
@@ -107,19 +146,21 @@ class PageHeap {
   SpanRecords records_;
   ArenaMap map_;
 
+  mutable std::array<Shard, kShards> shards_;
+
   mutable RankedMutex mu_{LockRank::kHeap};
   PageAlloc pages_ ABSL_GUARDED_BY(mu_);
-  PageCount charged_ ABSL_GUARDED_BY(mu_);  // against the limit: spans, and those being made
-  PageCount in_use_ ABSL_GUARDED_BY(mu_);   // taken from pages_ for spans
+  // Against the limit: pages of spans, of spans being made, and in caches.
+  PageCount charged_ ABSL_GUARDED_BY(mu_);
   // Taken from pages_ while memory is put behind them.
   PageCount backing_ ABSL_GUARDED_BY(mu_);
-  uint64_t spans_ ABSL_GUARDED_BY(mu_) = 0;
   uint32_t arenas_ ABSL_GUARDED_BY(mu_) = 0;        // in pages_
   uint32_t next_arena_ ABSL_GUARDED_BY(mu_) = 0;    // where to grow next
   bool next_created_ ABSL_GUARDED_BY(mu_) = false;  // the source has it, our records failed
   bool growing_ ABSL_GUARDED_BY(mu_) = false;       // a thread creates next_arena_
+
   // Once memory could not be discarded, a page without memory may not be zero when it has it again.
-  bool scavenged_is_zero_ ABSL_GUARDED_BY(mu_) = true;
+  std::atomic<bool> scavenged_is_zero_{true};
 };
 
 }  // namespace spanpool

@@ -1,96 +1,137 @@
 #include "allocator/span_records.h"
 
 #include <algorithm>
-#include <new>
 
 #include "allocator/check.h"
 
 namespace spanpool {
 namespace {
 
-constexpr size_t kBitmapBytes[] = {64, 128};
+// Which bitmap a record of `blocks` blocks has: its own word, 512 or 1024 bits.
+size_t KindOf(uint32_t blocks) { return blocks <= 64 ? 0 : blocks <= 512 ? 1 : 2; }
 
-// Which bitmap `blocks` blocks need.
-size_t BitmapKind(uint32_t blocks) { return blocks <= kBitmapBytes[0] * 8 ? 0 : 1; }
+// Makes a record fit for its next user.
+Span* Prepare(Span* span, uint32_t blocks) {
+  span->blocks = blocks;
+  span->next = nullptr;
+  std::fill_n(span->bits, span->bitmap_words(), 0);
+  return span;
+}
 
 }  // namespace
 
-SpanRecords::~SpanRecords() {
-  RankedMutexLock lock(&mu_);
-  for (const Chunk& chunk : chunks_) metadata_->Release(chunk.spans, kChunkBytes);
-  for (void* chunk : bitmap_chunks_) metadata_->Release(chunk, kChunkBytes);
+Span* SpanRecords::NewLocked(size_t kind) {
+  Span* const span = spans_.Alloc();
+  if (span == nullptr) return nullptr;
+  span->bits = &span->own_bits;
+  if (kind == 1) {
+    Bitmap<8>* const bitmap = small_bitmaps_.Alloc();
+    span->bits = bitmap == nullptr ? nullptr : bitmap->words.data();
+  } else if (kind == 2) {
+    Bitmap<16>* const bitmap = large_bitmaps_.Alloc();
+    span->bits = bitmap == nullptr ? nullptr : bitmap->words.data();
+  }
+  if (span->bits != nullptr) return span;
+  spans_.Free(span);
+  return nullptr;
 }
 
-void* SpanRecords::NewChunk() {
-  void* chunk = metadata_->Reserve(kChunkBytes);
-  if (chunk == nullptr) return nullptr;
-  if (!metadata_->Commit(chunk, kChunkBytes)) {
-    metadata_->Release(chunk, kChunkBytes);
-    return nullptr;
+void SpanRecords::DeleteLocked(Span* span, size_t kind) {
+  // A bitmap's words are its only member.
+  if (kind == 1) {
+    small_bitmaps_.Free(reinterpret_cast<Bitmap<8>*>(span->bits));
+  } else if (kind == 2) {
+    large_bitmaps_.Free(reinterpret_cast<Bitmap<16>*>(span->bits));
   }
-  return chunk;
-}
-
-uint64_t* SpanRecords::NewBitmap(size_t kind) {
-  if (free_bitmaps_[kind] == nullptr) {
-    std::byte* const chunk = static_cast<std::byte*>(NewChunk());
-    if (chunk == nullptr) return nullptr;
-    bitmap_chunks_.push_back(chunk);
-    for (size_t at = kChunkBytes; at != 0; at -= kBitmapBytes[kind]) {
-      free_bitmaps_[kind] = new (chunk + at - kBitmapBytes[kind]) Bitmap{free_bitmaps_[kind]};
-    }
-  }
-  Bitmap* const bitmap = free_bitmaps_[kind];
-  free_bitmaps_[kind] = bitmap->next;
-  return reinterpret_cast<uint64_t*>(bitmap);
+  span->bits = &span->own_bits;
+  span->next = nullptr;
+  spans_.Free(span);
 }
 
 Span* SpanRecords::New(uint32_t blocks) {
   RankedMutexLock lock(&mu_);
-  uint64_t* bitmap = nullptr;
-  if (blocks > 64) {
-    bitmap = NewBitmap(BitmapKind(blocks));
-    if (bitmap == nullptr) return nullptr;
-  }
-  Span* span = free_;
-  if (span != nullptr) {
-    free_ = span->next;
-    span->next = nullptr;
-  } else {
-    if (chunks_.empty() || chunks_.back().used == kChunkBytes / sizeof(Span)) {
-      void* const chunk = NewChunk();
-      if (chunk == nullptr) {
-        if (bitmap != nullptr) {
-          free_bitmaps_[BitmapKind(blocks)] =
-              new (bitmap) Bitmap{free_bitmaps_[BitmapKind(blocks)]};
-        }
-        return nullptr;
-      }
-      chunks_.push_back({static_cast<Span*>(chunk), 0});
-    }
-    span = new (chunks_.back().spans + chunks_.back().used++) Span;
-  }
-  span->blocks = blocks;
-  span->bits = bitmap == nullptr ? &span->own_bits : bitmap;
-  std::fill_n(span->bits, span->bitmap_words(), 0);
-  return span;
+  Span* const span = NewLocked(KindOf(blocks));
+  return span == nullptr ? nullptr : Prepare(span, blocks);
 }
 
 void SpanRecords::Delete(Span* span) {
   SPANPOOL_DCHECK(span->set == nullptr);
   RankedMutexLock lock(&mu_);
-  if (span->bits != &span->own_bits) {
-    const size_t kind = BitmapKind(span->blocks);
-    free_bitmaps_[kind] = new (span->bits) Bitmap{free_bitmaps_[kind]};
-    span->bits = &span->own_bits;
+  DeleteLocked(span, KindOf(span->blocks));
+}
+
+Span* SpanRecords::New(uint32_t blocks, Cache* cache) {
+  const size_t kind = KindOf(blocks);
+  Cache::List& list = cache->lists_[kind];
+  if (list.first == nullptr) {
+    RankedMutexLock lock(&mu_);
+    while (list.size < Cache::kBatch) {
+      Span* const span = NewLocked(kind);
+      if (span == nullptr) break;  // fewer will do
+      span->next = list.first;
+      list.first = span;
+      ++list.size;
+    }
+    if (list.first == nullptr) return nullptr;
   }
-  span->next = free_;
-  free_ = span;
+  Span* const span = list.first;
+  list.first = span->next;
+  --list.size;
+  return Prepare(span, blocks);
+}
+
+void SpanRecords::Delete(Span* span, Cache* cache) {
+  SPANPOOL_DCHECK(span->set == nullptr);
+  const size_t kind = KindOf(span->blocks);
+  Cache::List& list = cache->lists_[kind];
+  if (list.size >= 2 * Cache::kBatch) {
+    RankedMutexLock lock(&mu_);
+    while (list.size > Cache::kBatch) {
+      Span* const first = list.first;
+      list.first = first->next;
+      --list.size;
+      DeleteLocked(first, kind);
+    }
+  }
+  span->next = list.first;
+  list.first = span;
+  ++list.size;
+}
+
+void SpanRecords::Flush(Cache* cache) {
+  RankedMutexLock lock(&mu_);
+  for (size_t kind = 0; kind < cache->lists_.size(); ++kind) {
+    Cache::List& list = cache->lists_[kind];
+    while (list.first != nullptr) {
+      Span* const first = list.first;
+      list.first = first->next;
+      DeleteLocked(first, kind);
+    }
+    list.size = 0;
+  }
+}
+
+size_t SpanRecords::carved() const {
+  RankedMutexLock lock(&mu_);
+  return spans_.carved();
+}
+
+size_t SpanRecords::in_use() const {
+  RankedMutexLock lock(&mu_);
+  return spans_.in_use();
 }
 
 uint64_t SpanRecords::metadata_bytes() const {
   RankedMutexLock lock(&mu_);
-  return (chunks_.size() + bitmap_chunks_.size()) * kChunkBytes;
+  return memory_.committed_bytes();
+}
+
+void SpanRecords::CheckInvariants() const {
+  RankedMutexLock lock(&mu_);
+  memory_.CheckInvariants();
+  spans_.CheckInvariants();
+  small_bitmaps_.CheckInvariants();
+  large_bitmaps_.CheckInvariants();
 }
 
 }  // namespace spanpool

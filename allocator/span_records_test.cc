@@ -2,8 +2,9 @@
 
 #include <gtest/gtest.h>
 
-#include <set>
 #include <vector>
+
+#include "allocator/failing_metadata_source.h"
 
 namespace spanpool {
 namespace {
@@ -37,16 +38,56 @@ TEST(SpanRecords, AReusedRecordKeepsItsSweepGeneration) {
   EXPECT_EQ(again->sweep_generation.load(), 42u);
 }
 
-TEST(SpanRecords, EveryRecordThereEverWasIsVisitedOnce) {
+TEST(SpanRecords, ACacheGivesRecordsAsTheyAreWithoutIt) {
   SpanRecords records(MetadataSource::System());
-  std::set<Span*> expected;
-  for (int i = 0; i < 1000; ++i) expected.insert(records.New(1));
-  EXPECT_EQ(expected.size(), 1000u);
-  for (Span* span : expected) records.Delete(span);
-  for (int i = 0; i < 10; ++i) EXPECT_TRUE(expected.contains(records.New(1)));
-  std::multiset<Span*> seen;
-  records.ForEach([&](Span* span) { seen.insert(span); });
-  EXPECT_EQ(seen, std::multiset<Span*>(expected.begin(), expected.end()));
+  SpanRecords::Cache cache;
+  std::vector<Span*> spans;
+  for (int round = 0; round < 3; ++round) {
+    for (int i = 0; i < 100; ++i) {
+      for (const uint32_t blocks : {3, 100, 1000}) {
+        Span* const span = records.New(blocks, &cache);
+        ASSERT_NE(span, nullptr);
+        ASSERT_EQ(span->in_use().size(), (blocks + 63) / 64);
+        for (uint64_t& word : absl::Span<uint64_t>(span->bits, span->bitmap_words())) {
+          ASSERT_EQ(word, 0u);
+          word = UINT64_MAX;
+        }
+        spans.push_back(span);
+      }
+    }
+    for (Span* span : spans) records.Delete(span, &cache);
+    spans.clear();
+    records.CheckInvariants();
+    EXPECT_LE(records.in_use(), 3 * 2 * SpanRecords::Cache::kBatch);
+  }
+  EXPECT_LE(records.carved(), 300 + 3 * SpanRecords::Cache::kBatch);
+  records.Flush(&cache);
+  EXPECT_EQ(records.in_use(), 0u);
+  records.CheckInvariants();
+}
+
+// Memory ends after N calls, for N = 0, 1, 2 ..., until that is enough.
+TEST(SpanRecords, WithoutMemoryThereIsNoRecordAndNothingIsLost) {
+  for (int64_t n = 0;; ++n) {
+    SCOPED_TRACE(n);
+    FailingMetadataSource metadata(n);
+    SpanRecords records(&metadata);
+    size_t made = 0;
+    for (int i = 0; i < 300; ++i) {
+      for (const uint32_t blocks : {1, 100, 1000}) made += records.New(blocks) != nullptr;
+      ASSERT_EQ(records.in_use(), made);
+    }
+    records.CheckInvariants();
+    if (!metadata.hit()) {
+      EXPECT_GT(n, 1);
+      EXPECT_EQ(made, 900u);
+      break;
+    }
+    EXPECT_LT(made, 900u);
+    metadata.Heal();
+    EXPECT_NE(records.New(1000), nullptr);
+    records.CheckInvariants();
+  }
 }
 
 }  // namespace

@@ -47,13 +47,13 @@ AddressRange::~AddressRange() {
   if (tables_ != 0) munmap(reinterpret_cast<void*>(tables_), tables_bytes_);
 }
 
-absl::StatusOr<std::unique_ptr<AddressRange>> AddressRange::Reserve(uint64_t limit_bytes,
+absl::StatusOr<std::unique_ptr<AddressRange>> AddressRange::Reserve(uint64_t address_bytes,
                                                                     bool writable,
                                                                     SpanSource* source) {
-  if (limit_bytes == 0 || limit_bytes > uint64_t{1} << 44) {
-    return absl::InvalidArgumentError(absl::StrCat("a pool of ", limit_bytes, " bytes"));
+  if (address_bytes == 0 || address_bytes > uint64_t{1} << 44) {
+    return absl::InvalidArgumentError(absl::StrCat("a pool of ", address_bytes, " bytes"));
   }
-  const auto arenas = static_cast<uint32_t>((limit_bytes + kArenaBytes - 1) / kArenaBytes);
+  const auto arenas = static_cast<uint32_t>((address_bytes + kArenaBytes - 1) / kArenaBytes);
   std::unique_ptr<AddressRange> range(new AddressRange(arenas, writable, source));
   // One arena more, so that the base can be aligned to an arena: what is aligned in the pool is
   // then aligned in memory.

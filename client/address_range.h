@@ -1,9 +1,9 @@
 // The pool in this process's address space: one reserved range, mapped arena by arena.
 //
-// The range covers the pool's limit, rounded up to arenas, so that an offset and a pointer differ
-// by one constant and a block may span arenas. Block tables lie in a second range. Both are
-// reserved without memory (PROT_NONE) and filled in as arenas are met; nothing is unmapped before
-// the end.
+// The range covers every offset that the pool may ever use, in whole arenas, so that an offset and
+// a pointer differ by one constant and a block may span arenas. Block tables lie in a second range.
+// Both are reserved without memory (PROT_NONE) and filled in as arenas are met; nothing is unmapped
+// before the end.
 //
 // Invariants
 //  1. An arena whose bit is set is mapped, data and table, until destruction.
@@ -31,16 +31,16 @@ namespace spanpool::internal {
 
 class AddressRange {
  public:
-  // Reserves room for `limit_bytes`, at most 2^44. `source` outlives the range.
+  // Reserves room for offsets below `address_bytes`, at most 2^44. `source` outlives the range.
   //   RESOURCE_EXHAUSTED  the process has no such stretch of address space (ulimit -v?)
-  static absl::StatusOr<std::unique_ptr<AddressRange>> Reserve(uint64_t limit_bytes, bool writable,
-                                                               SpanSource* source);
+  static absl::StatusOr<std::unique_ptr<AddressRange>> Reserve(uint64_t address_bytes,
+                                                               bool writable, SpanSource* source);
   ~AddressRange();
   AddressRange(const AddressRange&) = delete;
   AddressRange& operator=(const AddressRange&) = delete;
 
   uintptr_t base() const { return base_; }
-  // The length of the range: the limit rounded up to arenas.
+  // The length of the range: whole arenas.
   uint64_t bytes() const { return uint64_t{arenas_} << kArenaShift; }
 
   std::byte* PointerTo(PoolOffset offset) const {

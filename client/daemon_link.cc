@@ -20,6 +20,7 @@
 #include "client/exchange_stream.h"
 #include "proto/layout/attach.h"
 #include "proto/layout/packet.h"
+#include "proto/layout/run_dir.h"
 #include "spanpool/v1/pool.grpc.pb.h"
 
 namespace spanpool::internal {
@@ -110,8 +111,8 @@ absl::StatusOr<std::vector<UniqueFd>> Call(int socket, const std::string& path,
 class DaemonLink final : public SpanSource {
  public:
   DaemonLink(const std::string& run_directory, UniqueFd socket)
-      : attach_path_(run_directory + "/attach.sock"),
-        grpc_path_(run_directory + "/grpc.sock"),
+      : attach_path_(run_directory + "/" + layout::kAttachSocketName),
+        grpc_path_(run_directory + "/" + layout::kGrpcSocketName),
         socket_fd_(socket.get()),
         socket_(std::move(socket)) {}
 
@@ -130,6 +131,7 @@ class DaemonLink final : public SpanSource {
     if (!fds.ok()) return fds.status();
     token_.assign(reinterpret_cast<const char*>(reply.token), sizeof(reply.token));
     facts->limit_bytes = reply.limit_bytes;
+    facts->address_bytes = reply.address_bytes;
     facts->incarnation = reply.incarnation;
     facts->slot_capacity = reply.slot_capacity;
     facts->writable = access == Access::kReadWrite;
@@ -299,7 +301,7 @@ absl::StatusOr<std::unique_ptr<SpanSource>> AttachToDaemon(const std::string& ru
                                                            const std::string& pool, Access access,
                                                            absl::Duration timeout,
                                                            PoolFacts* facts) {
-  absl::StatusOr<UniqueFd> socket = Connect(run_directory + "/attach.sock");
+  absl::StatusOr<UniqueFd> socket = Connect(run_directory + "/" + layout::kAttachSocketName);
   if (!socket.ok()) return socket.status();
   SetReceiveTimeout(socket->get(), timeout);
   auto link = std::make_unique<DaemonLink>(run_directory, *std::move(socket));

@@ -2,26 +2,15 @@
 
 #include <utility>
 
-#include "client/daemon_link.h"
 #include "client/memory_resource.h"
 #include "client/session_core.h"
-#include "client/target.h"
 
 namespace spanpool {
 
 using internal::SessionCore;
 
-absl::StatusOr<std::unique_ptr<Session>> Session::Attach(const SessionOptions& options) {
-  absl::StatusOr<std::string> run_directory = internal::ResolveRunDirectory(options.target);
-  if (!run_directory.ok()) return run_directory.status();
-  internal::PoolFacts facts;
-  absl::StatusOr<std::unique_ptr<internal::SpanSource>> link =
-      internal::AttachToDaemon(*run_directory, internal::ResolvePool(options.pool), options.access,
-                               options.attach_timeout, &facts);
-  if (!link.ok()) return link.status();
-  absl::StatusOr<SessionCore*> core = SessionCore::Create(std::move(facts), *std::move(link));
-  if (!core.ok()) return core.status();
-  return std::unique_ptr<Session>(new Session(*core));
+std::unique_ptr<Session> internal::SessionCore::NewSession(SessionCore* core) {
+  return std::unique_ptr<Session>(new Session(core));
 }
 
 Session::Session(SessionCore* core) : core_(core), resource_(internal::NewMemoryResource(core)) {
@@ -44,7 +33,15 @@ void* Session::MallocSlow(size_t bytes) noexcept {
   return core_->Malloc(bytes, bytes <= 8 ? 8 : 16);
 }
 
-void Session::FreeSlow(void* block) noexcept { core_->Free(block, __builtin_return_address(0)); }
+void Session::FreeSlow(void* block) noexcept {
+  core_->FreeNoted(block, __builtin_return_address(0));
+}
+
+void Session::NoteTaken(void* block) noexcept { core_->NoteTaken(block); }
+
+bool Session::NoteFreed(void* block) noexcept {
+  return core_->NoteFreed(block, __builtin_return_address(0));
+}
 
 size_t Session::UsableSize(const void* block) const noexcept { return core_->UsableSize(block); }
 

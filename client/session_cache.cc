@@ -243,6 +243,9 @@ void SessionCache::Give(CacheClass c, absl::Span<void* const> blocks, const void
 
 void SessionCache::SetAwayLocked(ClassCache& cache, ClientSpan* span, uint32_t index) {
   span->elsewhere[index / 64] |= uint64_t{1} << (index % 64);
+#ifdef SPANPOOL_DEBUG
+  span->in_hand[index / 64].fetch_and(~(uint64_t{1} << (index % 64)), std::memory_order_relaxed);
+#endif
   if (span->away++ == 0) {
     cache.to_sweep.PushBack(span);
     ++cache.spans_to_sweep;

@@ -33,20 +33,11 @@ absl::Status InChild() {
       "this process was forked from one that is attached; attach again after the fork");
 }
 
-#ifdef SPANPOOL_DEBUG
-// Marks the block as in the user's hands, or takes the mark away; false if that changes nothing.
-bool MarkInHand(ClientSpan* span, uint32_t index, bool in_hand) {
-  std::atomic<uint64_t>& word = span->in_hand[index / 64];
-  const uint64_t bit = uint64_t{1} << (index % 64);
-  const uint64_t before = in_hand ? word.fetch_or(bit) : word.fetch_and(~bit);
-  return ((before & bit) != 0) != in_hand;
-}
-#endif
-
 }  // namespace
 
 SessionCore::SessionCore(PoolFacts facts, std::unique_ptr<SpanSource> source)
     : limit_bytes_(facts.limit_bytes),
+      address_bytes_(facts.address_bytes),
       incarnation_(facts.incarnation),
       slot_capacity_(facts.slot_capacity),
       writable_(facts.writable),
@@ -65,7 +56,7 @@ absl::StatusOr<SessionCore*> SessionCore::Create(PoolFacts facts,
 
 absl::Status SessionCore::Init(const layout::UniqueFd& session_segment) {
   absl::StatusOr<std::unique_ptr<AddressRange>> range =
-      AddressRange::Reserve(limit_bytes_, writable_, source_.get());
+      AddressRange::Reserve(address_bytes_, writable_, source_.get());
   if (!range.ok()) return range.status();
   range_ = *std::move(range);
   absl::StatusOr<std::unique_ptr<PageMap>> pages =
@@ -166,13 +157,14 @@ absl::StatusOr<void*> SessionCore::AllocateBlock(size_t bytes, size_t alignment,
                                                  absl::Time deadline) {
   absl::StatusOr<Place> place = PlaceFor(bytes, alignment, noscan);
   if (!place.ok()) return place.status();
-#ifndef SPANPOOL_DEBUG
   if (place->alignment == PageCount(1) && place->exact == PageCount(0)) {
     void* const block = Pop(hot_cache, &ThreadCache::core, static_cast<const SessionLife*>(this),
                             StackIndexOf(place->c) * sizeof(Stack));
-    if (block != nullptr) return block;
+    if (block != nullptr) {
+      NoteTaken(block);
+      return block;
+    }
   }
-#endif
   absl::StatusOr<void*> block = AllocateOnce(*place, noscan);
   absl::Duration pause = kFirstPause;
   for (bool first = true; absl::IsResourceExhausted(block.status()); first = false) {
@@ -188,13 +180,7 @@ absl::StatusOr<void*> SessionCore::AllocateBlock(size_t bytes, size_t alignment,
     if (absl::Status status = cache_->Reclaim().status(); !status.ok()) return status;
     block = AllocateOnce(*place, noscan);
   }
-#ifdef SPANPOOL_DEBUG
-  if (block.ok()) {
-    const PoolOffset offset = range_->OffsetOf(*block);
-    ClientSpan* const span = pages_->SpanOf(PageOf(offset));
-    SPANPOOL_CHECK(MarkInHand(span, span->BlockAt(offset), true));
-  }
-#endif
+  if (block.ok()) NoteTaken(*block);
   return block;
 }
 
@@ -224,7 +210,40 @@ void* SessionCore::Malloc(size_t bytes, size_t alignment) {
   return block.ok() ? *block : nullptr;
 }
 
+void SessionCore::NoteTaken([[maybe_unused]] void* block) {
+#ifdef SPANPOOL_DEBUG
+  const PoolOffset offset = range_->OffsetOf(block);
+  ClientSpan* const span = pages_->SpanOf(PageOf(offset));
+  const uint32_t index = span->BlockAt(offset);
+  const uint64_t bit = uint64_t{1} << (index % 64);
+  const uint64_t before = span->in_hand[index / 64].fetch_or(bit, std::memory_order_relaxed);
+  SPANPOOL_CHECK_EQ(before & bit, 0u) << "block " << index << " was handed out twice";
+#endif
+}
+
+bool SessionCore::NoteFreed([[maybe_unused]] void* block, [[maybe_unused]] const void* call_site) {
+#ifdef SPANPOOL_DEBUG
+  if (abandoned() || !range_->Contains(block)) return true;
+  const PoolOffset offset = range_->OffsetOf(block);
+  ClientSpan* const span = pages_->SpanOf(PageOf(offset));
+  if (span == nullptr) return true;
+  const uint32_t index = span->BlockAt(offset);
+  if (index == span->blocks) return true;
+  const uint64_t bit = uint64_t{1} << (index % 64);
+  const uint64_t before = span->in_hand[index / 64].fetch_and(~bit, std::memory_order_relaxed);
+  if ((before & bit) == 0) {
+    misuse_.Report(Misuse::Kind::kDoubleFree, block, call_site);
+    return false;
+  }
+#endif
+  return true;
+}
+
 void SessionCore::Free(void* block, const void* call_site) {
+  if (NoteFreed(block, call_site)) FreeNoted(block, call_site);
+}
+
+void SessionCore::FreeNoted(void* block, const void* call_site) {
   if (block == nullptr || abandoned()) return;
   ClientSpan* span = nullptr;
   if (range_->Contains(block)) span = pages_->SpanOf(PageOf(range_->OffsetOf(block)));
@@ -240,12 +259,6 @@ void SessionCore::Free(void* block, const void* call_site) {
     misuse_.Report(Misuse::Kind::kInteriorPointer, block, call_site);
     return;
   }
-#ifdef SPANPOOL_DEBUG
-  if (!MarkInHand(span, index, false)) {
-    misuse_.Report(Misuse::Kind::kDoubleFree, block, call_site);
-    return;
-  }
-#endif
   const CacheClass c(span->cache_class.load(std::memory_order_relaxed));
   if (span->exact_step) {
     threads_->Free(c, block, call_site);
@@ -255,11 +268,11 @@ void SessionCore::Free(void* block, const void* call_site) {
 }
 
 void SessionCore::FreeBlock(void* data) {
-#ifndef SPANPOOL_DEBUG
+  const void* const call_site = __builtin_return_address(0);
+  if (!NoteFreed(data, call_site)) return;
   // As a pointer to the base, which is the key that threads know the session by.
   if (Push(hot_cache, &ThreadCache::core, static_cast<const SessionLife*>(this), data)) return;
-#endif
-  Free(data, __builtin_return_address(0));
+  FreeNoted(data, call_site);
 }
 
 void SessionCore::FreeSettled() {

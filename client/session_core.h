@@ -29,11 +29,16 @@
 #include "spanpool/buffer.h"
 #include "spanpool/options.h"
 
-namespace spanpool::internal {
+namespace spanpool {
+
+class Session;
+
+namespace internal {
 
 // What attaching told.
 struct PoolFacts {
   uint64_t limit_bytes = 0;
+  uint64_t address_bytes = 0;  // every arena lies below this offset
   uint32_t incarnation = 0;
   uint32_t slot_capacity = 0;
   bool writable = true;
@@ -47,6 +52,9 @@ class SessionCore final : public SessionLife {
   //   INTERNAL            the daemon sent facts that cannot be
   static absl::StatusOr<SessionCore*> Create(PoolFacts facts, std::unique_ptr<SpanSource> source);
 
+  // A Session that takes over the caller's reference.
+  static std::unique_ptr<Session> NewSession(SessionCore* core);
+
   void Ref() { owners_.fetch_add(1, std::memory_order_relaxed); }
   bool TryRef() override;
   void Unref() override;
@@ -54,13 +62,18 @@ class SessionCore final : public SessionLife {
   bool abandoned() const { return abandoned_.load(std::memory_order_relaxed); }
 
   // The Session object that the hot path answers to; null when it goes.
-  void SetSession(const void* session) { threads_->SetSessionKey(session); }
+  void SetSession(const Session* session) { threads_->SetSessionKey(session); }
 
   // As Session's methods of these names.
   absl::StatusOr<Buffer> Allocate(size_t bytes, const AllocateOptions& options);
   absl::StatusOr<Buffer> Open(const Handle& handle);
   void* Malloc(size_t bytes, size_t alignment);
   void Free(void* block, const void* call_site);
+  // The two halves of Free(). In debug builds the first knows which blocks are in the user's hands:
+  // it reports a double free and returns false, and then the second is not to be called.
+  void NoteTaken(void* block);
+  bool NoteFreed(void* block, const void* call_site);
+  void FreeNoted(void* block, const void* call_site);
   size_t UsableSize(const void* block) const;
   SessionStats stats();
 
@@ -98,6 +111,7 @@ class SessionCore final : public SessionLife {
 
   // Constant after construction.
   const uint64_t limit_bytes_;
+  const uint64_t address_bytes_;
   const uint32_t incarnation_;
   const uint32_t slot_capacity_;
   const bool writable_;
@@ -114,6 +128,7 @@ class SessionCore final : public SessionLife {
   std::atomic<bool> abandoned_{false};
 };
 
-}  // namespace spanpool::internal
+}  // namespace internal
+}  // namespace spanpool
 
 #endif  // SPANPOOL_CLIENT_SESSION_CORE_H_

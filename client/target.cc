@@ -1,12 +1,11 @@
 #include "client/target.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cctype>
 #include <cstdlib>
 
 #include "absl/strings/str_cat.h"
+#include "proto/layout/run_dir.h"
 
 namespace spanpool::internal {
 namespace {
@@ -32,15 +31,10 @@ bool IsHostAndPort(std::string_view target) {
 absl::StatusOr<std::string> ResolveRunDirectory(std::string_view target) {
   std::string chosen(target);
   if (chosen.empty()) chosen = Environment("SPANPOOL_TARGET");
-  if (chosen.empty()) chosen = Environment("SPANPOOL_RUN_DIR");
-  if (chosen.empty() && geteuid() == 0) chosen = "/run/spanpool";
+  if (chosen.empty()) chosen = layout::DefaultRunDirectory();
   if (chosen.empty()) {
-    const std::string runtime = Environment("XDG_RUNTIME_DIR");
-    if (runtime.empty()) {
-      return absl::InvalidArgumentError(
-          "no daemon was named: give its run directory, or set SPANPOOL_TARGET");
-    }
-    chosen = runtime + "/spanpool";
+    return absl::InvalidArgumentError(
+        "no daemon was named: give its run directory, or set SPANPOOL_TARGET");
   }
   if (IsHostAndPort(chosen)) {
     return absl::UnimplementedError(

@@ -85,36 +85,39 @@ class Session {
 
   void* MallocSlow(size_t bytes) noexcept;
   void FreeSlow(void* block) noexcept;
+  // Debug builds know which blocks are in the user's hands: NoteFreed reports a double free and
+  // returns false.
+  void NoteTaken(void* block) noexcept;
+  bool NoteFreed(void* block) noexcept;
 
   internal::SessionCore* const core_;
   const std::unique_ptr<std::pmr::memory_resource> resource_;
 };
-
-#ifndef SPANPOOL_DEBUG
 
 inline void* Session::Malloc(size_t bytes) noexcept {
   if (__builtin_expect(bytes <= internal::kInlineBytes, 1)) {
     internal::ThreadCache* const cache = internal::hot_cache;
     void* block = internal::Pop(cache, &internal::ThreadCache::session, this,
                                 cache->stack_of[(bytes + 7) / 8]);
-    if (__builtin_expect(block != nullptr, 1)) return block;
+    if (__builtin_expect(block != nullptr, 1)) {
+#ifdef SPANPOOL_DEBUG
+      NoteTaken(block);
+#endif
+      return block;
+    }
   }
   return MallocSlow(bytes);
 }
 
 inline void Session::Free(void* block) noexcept {
+#ifdef SPANPOOL_DEBUG
+  if (!NoteFreed(block)) return;
+#endif
   if (__builtin_expect(
           !internal::Push(internal::hot_cache, &internal::ThreadCache::session, this, block), 0)) {
     FreeSlow(block);
   }
 }
-
-#else  // Every call goes the long way, which knows whether a block is in the user's hands.
-
-inline void* Session::Malloc(size_t bytes) noexcept { return MallocSlow(bytes); }
-inline void Session::Free(void* block) noexcept { FreeSlow(block); }
-
-#endif
 
 }  // namespace spanpool
 

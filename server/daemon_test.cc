@@ -16,10 +16,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
-#include "grpc/health/v1/health.grpc.pb.h"
 #include "grpcpp/create_channel.h"
 #include "proto/layout/slot.h"
 #include "server/raw_client.h"
+#include "spanpool/health.grpc.pb.h"
 
 namespace spanpool {
 namespace {
@@ -30,7 +30,7 @@ using layout::SlotState;
 using testing::HasSubstr;
 
 const char kBinary[] = "server/spanpoold";
-constexpr uint32_t kClassOf64 = 5 * 2 + 1;  // size class 5, 64 bytes, noscan
+constexpr uint32_t kClassOf64 = 6 * 2 + 1;  // size class 6, 64 bytes, noscan
 
 // Asks again until `done`; the test's own time limit is the watchdog.
 void WaitUntil(const std::function<bool()>& done) {

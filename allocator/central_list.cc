@@ -44,6 +44,7 @@ Span* CentralList::Take(ActiveSweep* sweep) {
     }
     if (span == nullptr) return nullptr;
     CountOut(*span);
+    sweep->CountSwept(token, span->pages);
     SweepBlocks(span);
     if (span->blocks_in_use < span->blocks) {
       span->sweep_generation.store(Span::kOnLoan, std::memory_order_relaxed);
@@ -88,7 +89,7 @@ CentralList::Swept CentralList::SweepOne(const ActiveSweep::Token& token, Kind k
   }
   if (span == nullptr) return {};
   const PageCount pages = span->pages;
-  return {pages, SweepListed(span)};
+  return {pages, SweepListed(token, span)};
 }
 
 PageCount CentralList::SweepOwned(const ActiveSweep::Token& token, Span* span) {
@@ -98,7 +99,7 @@ PageCount CentralList::SweepOwned(const ActiveSweep::Token& token, Span* span) {
     // A taker may have popped it before it saw that it is ours.
     if (span->set != nullptr) span->set->Remove(span);
   }
-  return SweepListed(span);
+  return SweepListed(token, span);
 }
 
 Span* CentralList::TakeUnsweptLocked(Kind kind) {
@@ -129,8 +130,9 @@ void CentralList::SweepBlocks(Span* span) {
   span->blocks_in_use = count;
 }
 
-PageCount CentralList::SweepListed(Span* span) {
+PageCount CentralList::SweepListed(const ActiveSweep::Token& token, Span* span) {
   const PageCount pages = span->pages;
+  token.sweep().CountSwept(token, pages);
   CountOut(*span);
   SweepBlocks(span);
   if (span->blocks_in_use == 0) {

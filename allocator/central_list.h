@@ -96,7 +96,7 @@ class alignas(ABSL_CACHELINE_SIZE) CentralList {
   // Asks the states and sets the span's bitmap and count. Without the lock; the span is ours.
   void SweepBlocks(Span* span);
   // Sweeps a listed span that is ours, and lists it again or frees it; returns the pages freed.
-  PageCount SweepListed(Span* span);
+  PageCount SweepListed(const ActiveSweep::Token& token, Span* span);
   // Adds a span that is ours and was just swept to the set it belongs to.
   void ListLocked(Span* span) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void CountIn(const Span& span);

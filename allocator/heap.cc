@@ -4,12 +4,14 @@
 #include <array>
 #include <bit>
 #include <optional>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "allocator/central_list.h"
 #include "allocator/check.h"
 #include "allocator/metadata_source.h"
 #include "allocator/page_heap.h"
+#include "allocator/scavenger.h"
 #include "allocator/sweeper.h"
 
 namespace spanpool {
@@ -21,12 +23,13 @@ class Heap::Impl {
                 .reserve_bytes = options.reserve_bytes,
                 .max_arenas = options.max_arenas},
                source, MetadataSource::System()),
+        scavenger_(&pages_, options.reserve_bytes),
         max_arenas_(options.max_arenas) {
-    std::array<CentralList*, kNumSpanClasses> lists;
+    std::vector<CentralList*> lists(kNumSpanClasses);
     for (size_t i = 0; i < kNumSpanClasses; ++i) {
       lists[i] = &lists_[i].emplace(SpanClass::FromValue(static_cast<uint8_t>(i)), &pages_, states);
     }
-    sweeper_.emplace(lists);
+    sweeper_.emplace(&pages_, lists);
   }
 
   absl::StatusOr<Span*> Grant(SpanClass span_class) {
@@ -54,7 +57,19 @@ class Heap::Impl {
 
   PageCount Sweep() { return sweeper_->SweepAll(); }
 
+  bool SweepInBackground(uint32_t spans) {
+    if (sweeper_->done() && !(sweeper_->CycleDue() && sweeper_->BeginCycle())) return false;
+    for (; spans != 0; --spans) {
+      if (!sweeper_->SweepOne().has_value()) return false;
+    }
+    return true;
+  }
+
   absl::Status Replenish() { return pages_.Replenish(); }
+
+  absl::Duration Scavenge() { return scavenger_.Step(); }
+
+  PageCount Trim() { return scavenger_.Trim(); }
 
   uint32_t max_arenas() const { return max_arenas_; }
 
@@ -94,6 +109,7 @@ class Heap::Impl {
   CentralList& ListOf(SpanClass span_class) { return *lists_[span_class.value()]; }
 
   absl::StatusOr<Span*> Make(SpanClass span_class, PageCount pages, PageCount alignment) {
+    sweeper_->PayFor(pages);
     absl::StatusOr<Span*> span = pages_.Allocate(span_class, pages, alignment);
     if (!absl::IsResourceExhausted(span.status())) return span;
     // Before refusing: blocks may have been freed in listed spans since anybody looked.
@@ -102,6 +118,7 @@ class Heap::Impl {
   }
 
   PageHeap pages_;
+  Scavenger scavenger_;
   const uint32_t max_arenas_;
   // In place, for a list cannot be moved; constant after construction.
   std::array<std::optional<CentralList>, kNumSpanClasses> lists_;
@@ -133,7 +150,10 @@ absl::StatusOr<Span*> Heap::GrantLarge(PageCount pages, bool scan, PageCount ali
 void Heap::Return(Span* span) { impl_->Return(span); }
 Span* Heap::SpanOf(PageId page) const { return impl_->SpanOf(page); }
 PageCount Heap::Sweep() { return impl_->Sweep(); }
+bool Heap::SweepInBackground(uint32_t spans) { return impl_->SweepInBackground(spans); }
 absl::Status Heap::Replenish() { return impl_->Replenish(); }
+absl::Duration Heap::Scavenge() { return impl_->Scavenge(); }
+PageCount Heap::Trim() { return impl_->Trim(); }
 uint32_t Heap::max_arenas() const { return impl_->max_arenas(); }
 HeapStats Heap::stats() const { return impl_->stats(); }
 void Heap::CheckInvariants() const { impl_->CheckInvariants(); }

@@ -25,6 +25,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "allocator/anonymous_arena_source.h"
+#include "allocator/arena_source.h"
 #include "allocator/check.h"
 #include "allocator/heap.h"
 #include "allocator/memfd_arena_source.h"

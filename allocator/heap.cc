@@ -11,6 +11,7 @@
 #include "allocator/check.h"
 #include "allocator/metadata_source.h"
 #include "allocator/page_heap.h"
+#include "allocator/scavenger.h"
 #include "allocator/sweeper.h"
 
 namespace spanpool {
@@ -22,6 +23,7 @@ class Heap::Impl {
                 .reserve_bytes = options.reserve_bytes,
                 .max_arenas = options.max_arenas},
                source, MetadataSource::System()),
+        scavenger_(&pages_, options.reserve_bytes),
         max_arenas_(options.max_arenas) {
     std::vector<CentralList*> lists(kNumSpanClasses);
     for (size_t i = 0; i < kNumSpanClasses; ++i) {
@@ -64,6 +66,10 @@ class Heap::Impl {
   }
 
   absl::Status Replenish() { return pages_.Replenish(); }
+
+  absl::Duration Scavenge() { return scavenger_.Step(); }
+
+  PageCount Trim() { return scavenger_.Trim(); }
 
   uint32_t max_arenas() const { return max_arenas_; }
 
@@ -112,6 +118,7 @@ class Heap::Impl {
   }
 
   PageHeap pages_;
+  Scavenger scavenger_;
   const uint32_t max_arenas_;
   // In place, for a list cannot be moved; constant after construction.
   std::array<std::optional<CentralList>, kNumSpanClasses> lists_;
@@ -145,6 +152,8 @@ Span* Heap::SpanOf(PageId page) const { return impl_->SpanOf(page); }
 PageCount Heap::Sweep() { return impl_->Sweep(); }
 bool Heap::SweepInBackground(uint32_t spans) { return impl_->SweepInBackground(spans); }
 absl::Status Heap::Replenish() { return impl_->Replenish(); }
+absl::Duration Heap::Scavenge() { return impl_->Scavenge(); }
+PageCount Heap::Trim() { return impl_->Trim(); }
 uint32_t Heap::max_arenas() const { return impl_->max_arenas(); }
 HeapStats Heap::stats() const { return impl_->stats(); }
 void Heap::CheckInvariants() const { impl_->CheckInvariants(); }

@@ -22,6 +22,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "allocator/arena_source.h"
 #include "allocator/size_classes.h"
 #include "allocator/span.h"
@@ -92,6 +93,15 @@ class Heap {
   // leaves. Creates arenas as needed. Call from a background thread; slow (microseconds a page).
   //   RESOURCE_EXHAUSTED  no memory, or no addresses left
   absl::Status Replenish();
+
+  // A background thread's share of giving memory back: discards up to 2 MiB of free memory if more
+  // is kept than a tenth of the recent peak and the reserve. Returns how long to sleep before the
+  // next call, so that about 1 % of a core is spent. Not thread-safe: one thread calls it.
+  absl::Duration Scavenge();
+
+  // Gives all free memory above the reserve back to the system at once, in whole runs of 2 MiB.
+  // Returns the pages given back.
+  PageCount Trim();
 
   // Arenas enough for `limit_bytes` of spans even when free pages lie scattered between them: twice
   // what they fill, and two.

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <map>
 #include <random>
 #include <set>
@@ -448,7 +449,7 @@ TEST(Heap, RandomOperationsMatchATriviallyCorrectModel) {
   heap.CheckInvariants();
 }
 
-TEST(Heap, FourThreadsGrantShareSweepAndReturn) {
+TEST(Heap, FourThreadsGrantShareSweepAndReturnWhileABackgroundThreadTidiesUp) {
   FaultyArenaSource source;
   FakeBlockStates states;
   HeapOptions options = Limit(2 * kArenaBytes);
@@ -494,6 +495,7 @@ TEST(Heap, FourThreadsGrantShareSweepAndReturn) {
         } else if (choice < 99) {
           EXPECT_TRUE(heap.Replenish().ok());
         } else {
+          if (seed == 0) heap.Trim();
           ExpectAddsUp(heap.stats());
         }
       }
@@ -501,7 +503,16 @@ TEST(Heap, FourThreadsGrantShareSweepAndReturn) {
       for (const auto& [page, block] : shared) states.Drop(page, block);
     });
   }
+  std::atomic<bool> stop{false};
+  std::thread background([&] {
+    while (!stop.load()) {
+      heap.SweepInBackground(10);
+      heap.Scavenge();
+    }
+  });
   for (std::thread& thread : threads) thread.join();
+  stop.store(true);
+  background.join();
   heap.Sweep();
   heap.CheckInvariants();
   EXPECT_EQ(heap.stats().on_loan_bytes + heap.stats().in_lists_bytes, 0u);

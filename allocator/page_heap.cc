@@ -1,6 +1,7 @@
 #include "allocator/page_heap.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "allocator/check.h"
@@ -51,6 +52,7 @@ absl::StatusOr<Span*> PageHeap::Allocate(SpanClass span_class, PageCount pages,
   const PageRange range{run->first, pages};
   bool zero = false;
   if (run->scavenged > PageCount(0)) {
+    DiscardExcess();
     const absl::Status status = source_->Populate(range);
     if (!status.ok()) {
       // Which pages have memory now nobody knows; none has after this.
@@ -92,7 +94,7 @@ std::optional<PageAlloc::Run> PageHeap::TakeCached(Shard& shard, PageCount pages
     charged_ -= held;
     // Near the limit what one cache hoards another thread may need.
     if (Bytes(charged_ + kMaxCached) <= options_.limit_bytes && shard.pages.Refill(&pages_)) {
-      charged_ += shard.pages.pages();
+      ChargeLocked(shard.pages.pages());
       run = shard.pages.Alloc(pages);
     }
     // Under the heap's lock, too: what has left pages_ is seen in the cache.
@@ -145,7 +147,7 @@ absl::StatusOr<PageAlloc::Run> PageHeap::TakeLocked(PageCount pages, PageCount a
                      " bytes are in use and ", Bytes(pages),
                      " more are asked for; return idle spans and try again"));
   }
-  charged_ += pages;  // before the lock is released, or the limit could be passed
+  ChargeLocked(pages);  // before the lock is released, or the limit could be passed
   while (true) {
     if (std::optional<PageAlloc::Run> run = pages_.Alloc(pages, alignment); run.has_value()) {
       return *run;
@@ -156,10 +158,12 @@ absl::StatusOr<PageAlloc::Run> PageHeap::TakeLocked(PageCount pages, PageCount a
     const uint64_t first = (earliest + alignment.value() - 1) & ~(alignment.value() - 1);
     absl::Status status;
     if (first + pages.value() > uint64_t{options_.max_arenas} * kPagesPerArena) {
-      if (backing_ > PageCount(0)) {
-        // Free pages are with threads that put memory behind them; they come back.
-        mu_.Await(absl::Condition(
-            +[](PageCount* backing) { return *backing == PageCount(0); }, &backing_));
+      if (MovingLocked() > PageCount(0)) {
+        // Free pages are with threads that back or discard them; they come back.
+        const auto none_moves = [this]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+          return MovingLocked() == PageCount(0);
+        };
+        mu_.Await(absl::Condition(&none_moves));
         continue;
       }
       status = absl::ResourceExhaustedError(
@@ -236,9 +240,10 @@ absl::Status PageHeap::Replenish() {
   RankedMutexLock lock(&mu_);
   while (true) {
     const uint64_t limit = options_.limit_bytes / kPageBytes;
-    const uint64_t target =
-        std::min(options_.reserve_bytes / kPageBytes, limit - std::min(limit, charged_.value()));
-    const uint64_t have = (pages_.free_backed() + backing_).value();
+    const PageHeapStats stats = StatsLocked();
+    const uint64_t target = std::min(options_.reserve_bytes / kPageBytes,
+                                     limit - std::min(limit, stats.in_use.value()));
+    const uint64_t have = (stats.free + moving_scavenged_).value();
     if (have >= target) return absl::OkStatus();
     const std::optional<PageRange> range =
         pages_.FindScavenged(std::min(kReplenishStep, PageCount(target - have)));
@@ -248,13 +253,13 @@ absl::Status PageHeap::Replenish() {
       continue;
     }
     pages_.AllocRange(*range);
-    backing_ += range->count;
+    moving_scavenged_ += range->count;
     mu_.Unlock();
     const absl::Status status = source_->Populate(*range);
     // Best effort: if memory stays behind some of the pages it is found there later.
     if (!status.ok()) source_->Discard(*range).IgnoreError();
     mu_.Lock();
-    backing_ -= range->count;
+    moving_scavenged_ -= range->count;
     if (status.ok()) pages_.ClearScavenged(*range);
     pages_.Free(*range);
     if (!status.ok()) {
@@ -262,6 +267,47 @@ absl::Status PageHeap::Replenish() {
           absl::StrCat("no memory for the reserve: ", status.message()));
     }
   }
+}
+
+PageCount PageHeap::DiscardOne() {
+  PageRange range;
+  PageCount backed;
+  {
+    RankedMutexLock lock(&mu_);
+    const PageCount before = pages_.free_backed();
+    const std::optional<PageRange> run = pages_.TakeScavengable(kDiscardRun);
+    if (!run.has_value()) return PageCount(0);
+    range = *run;
+    backed = before - pages_.free_backed();
+    moving_backed_ += backed;
+    moving_scavenged_ += range.count - backed;
+  }
+  const bool discarded = source_->Discard(range).ok();
+  // Part of it may be gone: it must not be granted as backed, nor trusted to be zero.
+  if (!discarded) scavenged_is_zero_.store(false, std::memory_order_relaxed);
+  RankedMutexLock lock(&mu_);
+  moving_backed_ -= backed;
+  moving_scavenged_ -= range.count - backed;
+  pages_.FreeScavenged(range);
+  return discarded ? backed : PageCount(0);
+}
+
+void PageHeap::DiscardExcess() {
+  while (true) {
+    const PageHeapStats now = stats();
+    if (Bytes(now.in_use + now.free) <= options_.limit_bytes) return;
+    if (now.free < kDiscardRun || DiscardOne() == PageCount(0)) return;
+  }
+}
+
+void PageHeap::ChargeLocked(PageCount pages) {
+  charged_ += pages;
+  peak_ = std::max(peak_, charged_);
+}
+
+PageCount PageHeap::TakePeak() {
+  RankedMutexLock lock(&mu_);
+  return std::exchange(peak_, charged_);
 }
 
 PageHeapStats PageHeap::StatsLocked() const {
@@ -278,9 +324,9 @@ PageHeapStats PageHeap::StatsLocked() const {
   }
   PageHeapStats stats;
   stats.reserved = PageCount(arenas_ * kPagesPerArena);
-  stats.in_use = pages_.allocated() - backing_ - cached;
-  stats.free = pages_.free_backed() + (cached - cached_scavenged);
-  stats.scavenged = pages_.free_scavenged() + backing_ + cached_scavenged;
+  stats.in_use = pages_.allocated() - MovingLocked() - cached;
+  stats.free = pages_.free_backed() + moving_backed_ + (cached - cached_scavenged);
+  stats.scavenged = pages_.free_scavenged() + moving_scavenged_ + cached_scavenged;
   stats.spans = spans < 0 ? 0 : static_cast<uint64_t>(spans);
   return stats;
 }
@@ -326,7 +372,7 @@ void PageHeap::CheckInvariants() const {
   SPANPOOL_CHECK_EQ(stats.in_use + stats.free + stats.scavenged, stats.reserved);
   SPANPOOL_CHECK_EQ(stats.in_use + Cached(), charged_);
   SPANPOOL_CHECK_LE(Bytes(charged_), options_.limit_bytes);
-  SPANPOOL_CHECK_EQ(backing_, PageCount(0));
+  SPANPOOL_CHECK_EQ(MovingLocked(), PageCount(0));
 
   uint64_t spans = 0;
   PageCount in_use;

@@ -76,13 +76,14 @@ class FreeList : public BlockAllocator {
     return offset.has_value() ? base_ + *offset : nullptr;
   }
   void Free(void* block, size_t bytes) override {
-    const bool noted = list_.Free(static_cast<uint64_t>(static_cast<std::byte*>(block) - base_),
-                                  bytes);
+    const bool noted =
+        list_.Free(static_cast<uint64_t>(static_cast<std::byte*>(block) - base_), bytes);
     SPANPOOL_CHECK(noted);
   }
   size_t Usable(void*, size_t bytes) override {
     return std::max<size_t>(16, (bytes + 15) / 16 * 16);
   }
+  size_t holes() const override { return list_.free_blocks(); }
 
  private:
   static constexpr uint64_t kStepBytes = 128 << 10;  // what the C library moves its break by
@@ -107,14 +108,12 @@ class SizeClassBlocks : public BlockAllocator {
       : source_(kReservedBytes / kArenaBytes),
         heap_(HeapOptions{.limit_bytes = kReservedBytes, .reserve_bytes = 0}, &source_, nullptr),
         held_(&records_) {
-    void* map = mmap(nullptr, kReservedBytes / kPageBytes * sizeof(Held*), PROT_READ | PROT_WRITE,
+    void* map = mmap(nullptr, kMapBytes, PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     SPANPOOL_CHECK(map != MAP_FAILED);
     holder_of_ = static_cast<Held**>(map);
   }
-  ~SizeClassBlocks() override {
-    munmap(holder_of_, kReservedBytes / kPageBytes * sizeof(Held*));
-  }
+  ~SizeClassBlocks() override { munmap(holder_of_, kMapBytes); }
 
   void* Alloc(size_t bytes, size_t alignment) override {
     // malloc's rule: whatever is as large as 16 bytes is aligned to them.
@@ -151,9 +150,7 @@ class SizeClassBlocks : public BlockAllocator {
                    static_cast<uint32_t>(offset.value() - OffsetOf(span->first_page).value()));
     held->free_bits[index / 64] |= uint64_t{1} << index % 64;
     if (held->free_blocks++ == 0) Link(&first, held);
-    // Keeping one span spares a class that lives on a single block from asking each time.
-    const bool only_one = first == held && held->next == nullptr;
-    if (held->free_blocks == span->blocks && !only_one) {
+    if (held->free_blocks == span->blocks) {
       Unlink(&first, held);
       Release(held);
     }
@@ -165,8 +162,8 @@ class SizeClassBlocks : public BlockAllocator {
 
  private:
   void* AllocLarge(size_t bytes, size_t alignment) {
-    const auto span = heap_.GrantLarge(PagesFor(std::max<size_t>(1, bytes)), /*scan=*/false,
-                                       PagesFor(alignment));
+    const auto span =
+        heap_.GrantLarge(PagesFor(std::max<size_t>(1, bytes)), /*scan=*/false, PagesFor(alignment));
     if (!span.ok()) return nullptr;
     Held* held = Hold(*span);
     return held == nullptr ? nullptr : source_.At(OffsetOf((*span)->first_page));
@@ -200,6 +197,8 @@ class SizeClassBlocks : public BlockAllocator {
     if (held->next != nullptr) held->next->previous = held->previous;
     held->previous = held->next = nullptr;
   }
+
+  static constexpr size_t kMapBytes = kReservedBytes / kPageBytes * sizeof(void*);
 
   AnonymousArenaSource source_;
   Heap heap_;

@@ -5,9 +5,9 @@
 //   free_list   FreeListAlloc over the same, extended at its end as a program break is
 //   size_class  the heap of allocator/ on anonymous memory: blocks from spans, spans from the heap
 //
-// size_class does what a process that uses the heap alone would: per size class it takes blocks from
-// the first span that has one free, asks the heap for a span when none has, and returns a span when its
-// last block is free, keeping one per class.
+// size_class does what a process that uses the heap alone would: per size class it takes blocks
+// from the first span that has one free, asks the heap for a span when none has, and returns a span
+// when its last block is free, keeping one per class.
 //
 // Not thread-safe.
 
@@ -30,6 +30,8 @@ class BlockAllocator {
   virtual void Free(void* block, size_t bytes) = 0;
   // How much of the block its owner may use: at least `bytes`.
   virtual size_t Usable(void* block, size_t bytes) = 0;
+  // Into how many pieces free memory is broken, where an allocator can say: what a walk passes.
+  virtual size_t holes() const { return 0; }
 };
 
 // Null for a name that is none of the above.

@@ -4,14 +4,16 @@
 //
 // writes /tmp/run.PROGRAM.PID for each process that is started (trace_format.h), whichever way it
 // ends: the file is a shared mapping, and its header always tells how many bytes of it are valid.
-// SPANPOOL_TRACE_EVENTS=N stops recording, not the program, after N events. A forked child that does not
-// call exec is not recorded.
+// SPANPOOL_TRACE_EVENTS=N stops recording, not the program, after N events. A forked child that
+// does not call exec is not recorded.
 //
 // All of it runs inside malloc, so it allocates nothing itself: the C library's own allocator is
-// reached by its internal names, which need no look-up, and the table of live blocks is a mapping. One
-// lock puts the events of all threads in one order; it is taken before a block is freed and after one is
-// allocated, so that no address is allocated twice in the trace without a free between.
+// reached by its internal names, which need no look-up, and the table of live blocks is a mapping.
+// One lock puts the events of all threads in one order; it is taken before a block is freed and
+// after one is allocated, so that no address is allocated twice in the trace without a free
+// between.
 
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -203,9 +205,9 @@ class Recorder {
 
   bool Extend() {
     if (ftruncate(file_, static_cast<off_t>(mapped_ + kFileStep)) != 0) return false;
-    void* memory = mapped_ == 0 ? mmap(nullptr, kFileStep, PROT_READ | PROT_WRITE, MAP_SHARED,
-                                       file_, 0)
-                                : mremap(file_bytes_, mapped_, mapped_ + kFileStep, MREMAP_MAYMOVE);
+    void* memory = mapped_ == 0
+                       ? mmap(nullptr, kFileStep, PROT_READ | PROT_WRITE, MAP_SHARED, file_, 0)
+                       : mremap(file_bytes_, mapped_, mapped_ + kFileStep, MREMAP_MAYMOVE);
     if (memory == MAP_FAILED) return false;
     file_bytes_ = static_cast<unsigned char*>(memory);
     mapped_ += kFileStep;
@@ -276,6 +278,23 @@ int posix_memalign(void** block, size_t alignment, size_t bytes) {
   if (result == nullptr) return ENOMEM;
   *block = result;
   return 0;
+}
+
+void* reallocarray(void* block, size_t count, size_t bytes) {
+  size_t total;
+  if (__builtin_mul_overflow(count, bytes, &total)) {
+    errno = ENOMEM;
+    return nullptr;
+  }
+  return realloc(block, total);
+}
+
+// Of a program that is linked with another allocator, which would not know our blocks.
+size_t malloc_usable_size(void* block) noexcept {
+  using Function = size_t (*)(void*);
+  static const auto libc_function = reinterpret_cast<Function>(
+      dlsym(dlopen("libc.so.6", RTLD_LAZY | RTLD_NOLOAD), "malloc_usable_size"));
+  return libc_function(block);
 }
 
 void free(void* block) {

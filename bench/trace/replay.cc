@@ -1,33 +1,31 @@
 // Replays a trace against one allocator and prints, as JSON, how much memory that took.
 //
-//   replay --allocator NAME [--samples N] TRACE
+//   replay --allocator NAME [--samples N] [--events N] TRACE
 //
 // Every block is touched once on each of its 4 KiB pages, as a program that uses what it asked for
-// would; then the anonymous memory of the process (/proc/self/smaps_rollup), less what it was before, is
-// what the allocator took from the system, its own records included, whichever allocator it is. Memory
-// is counted without transparent huge pages, which would round it in ways that hide the allocator's doing.
+// would; then the anonymous memory of the process (/proc/self/smaps_rollup), less what it was
+// before, is what the allocator took from the system, its own records included, whichever allocator
+// it is. Memory is counted without transparent huge pages, which would round it in ways that hide
+// the allocator's doing.
 //
 // All that the replay itself needs is allocated and touched before the first event.
 
-#include <malloc.h>
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
-#include <charconv>
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <iostream>
 #include <memory>
 #include <string>
 #include <string_view>
-#include <vector>
-
-#include <fcntl.h>
-#include <unistd.h>
 
 #include "bench/trace/block_allocators.h"
 #include "bench/trace/trace_format.h"
@@ -77,11 +75,45 @@ struct Block {
   size_t bytes;
 };
 
+// A file, mapped; the first event lies behind the header.
+struct Trace {
+  const unsigned char* events;
+  size_t event_bytes;
+
+  TraceReader reader() const { return TraceReader(events, event_bytes); }
+};
+
+Trace Open(const char* path) {
+  const int fd = open(path, O_RDONLY | O_CLOEXEC);
+  struct stat status;
+  if (fd < 0 || fstat(fd, &status) != 0) Fail(std::string("cannot read ") + path);
+  const size_t bytes = static_cast<size_t>(status.st_size);
+  TraceHeader header;
+  if (bytes < sizeof(header)) Fail(std::string(path) + " is shorter than a trace's header");
+  void* memory = mmap(nullptr, bytes, PROT_READ, MAP_PRIVATE | MAP_POPULATE, fd, 0);
+  close(fd);
+  if (memory == MAP_FAILED) Fail(std::string("cannot map ") + path);
+  std::memcpy(&header, memory, sizeof(header));
+  if (std::memcmp(header.magic, kTraceMagic, sizeof(header.magic)) != 0 ||
+      header.event_bytes > bytes - sizeof(header)) {
+    Fail(std::string(path) + " is no trace, or cut off");
+  }
+  return {static_cast<const unsigned char*>(memory) + sizeof(header), header.event_bytes};
+}
+
 struct Sample {
   uint64_t event;
   uint64_t live_bytes;  // asked for and not freed
   uint64_t footprint;   // taken from the system
+  uint64_t holes;       // pieces that free memory is broken into, if known
 };
+
+// What an allocator rounds a block up to counts as the block, not as waste between blocks; but only
+// up to the end of the last OS page that is touched, for there is no memory behind the rest.
+uint64_t UsableAndTouched(BlockAllocator& allocator, const Block& block) {
+  return std::min<uint64_t>(allocator.Usable(block.data, block.bytes),
+                            (std::max<uint64_t>(1, block.bytes) + 4095) / 4096 * 4096);
+}
 
 // What is known of a trace before it is replayed.
 struct Outline {
@@ -92,29 +124,27 @@ struct Outline {
   uint64_t peak_event = 0;  // the event after which that much is live
 };
 
-Outline Read(const std::string& path, const std::string& trace) {
-  TraceHeader header;
-  if (trace.size() < sizeof(header)) Fail(path + " is no trace: it is shorter than a header");
-  std::memcpy(&header, trace.data(), sizeof(header));
-  if (std::memcmp(header.magic, kTraceMagic, sizeof(header.magic)) != 0 ||
-      header.event_bytes > trace.size() - sizeof(header)) {
-    Fail(path + " is no trace, or cut off");
+// Reads the trace twice, for its length and then for what it says. Allocates nothing that the
+// allocator under test would be asked for.
+Outline Read(const char* path, const Trace& trace, uint64_t max_events) {
+  TraceReader counter = trace.reader();
+  for (TraceEvent event; counter.Next(&event);) {
   }
-  std::vector<uint64_t> bytes_of;
-  std::vector<bool> freed;
+  if (counter.broken()) Fail(std::string(path) + " has a broken event");
+  constexpr uint64_t kFreed = UINT64_MAX;
+  uint64_t* const bytes_of = Mapped<uint64_t>(counter.ids());
   Outline outline;
   uint64_t live = 0;
-  TraceReader reader(reinterpret_cast<const unsigned char*>(trace.data()) + sizeof(header),
-                     header.event_bytes);
-  for (TraceEvent event; reader.Next(&event); ++outline.events) {
+  uint64_t next_id = 0;
+  TraceReader reader = trace.reader();
+  for (TraceEvent event; outline.events < max_events && reader.Next(&event); ++outline.events) {
     if (event.kind == TraceEvent::Kind::kFree) {
-      if (freed[event.value]) Fail(path + " frees a block twice");
-      freed[event.value] = true;
+      if (bytes_of[event.value] == kFreed) Fail(std::string(path) + " frees a block twice");
       live -= bytes_of[event.value];
+      bytes_of[event.value] = kFreed;
       continue;
     }
-    bytes_of.push_back(event.value);
-    freed.push_back(false);
+    bytes_of[next_id++] = event.value;
     live += event.value;
     outline.allocated_bytes += event.value;
     if (live > outline.peak_live_bytes) {
@@ -122,12 +152,12 @@ Outline Read(const std::string& path, const std::string& trace) {
       outline.peak_event = outline.events;
     }
   }
-  if (reader.broken()) Fail(path + " has a broken event");
-  outline.allocations = reader.ids();
+  outline.allocations = counter.ids();
+  munmap(bytes_of, std::max<size_t>(1, outline.allocations) * sizeof(uint64_t));
   return outline;
 }
 
-nlohmann::json Replay(const std::string& trace, const Outline& outline, std::string_view name,
+nlohmann::json Replay(const Trace& trace, const Outline& outline, std::string_view name,
                       uint64_t samples) {
   Block* const blocks = Mapped<Block>(outline.allocations);
   Sample* const series = Mapped<Sample>(samples + 2);
@@ -142,47 +172,52 @@ nlohmann::json Replay(const std::string& trace, const Outline& outline, std::str
     return now > before ? now - before : 0;
   };
 
+  using Clock = std::chrono::steady_clock;
+  Clock::duration looking{};
+  const Clock::time_point start = Clock::now();
   uint64_t live = 0;
   uint64_t usable = 0;
   uint64_t event_index = 0;
   uint64_t next_id = 0;
   uint64_t footprint_at_peak = 0;
   uint64_t usable_at_peak = 0;
-  TraceReader reader(reinterpret_cast<const unsigned char*>(trace.data()) + sizeof(TraceHeader),
-                     trace.size() - sizeof(TraceHeader));
+  TraceReader reader = trace.reader();
   for (TraceEvent event; event_index < outline.events && reader.Next(&event); ++event_index) {
     if (event.kind == TraceEvent::Kind::kFree) {
       const Block& block = blocks[event.value];
       live -= block.bytes;
-      usable -= allocator->Usable(block.data, block.bytes);
+      usable -= UsableAndTouched(*allocator, block);
       allocator->Free(block.data, block.bytes);
     } else {
       Block& block = blocks[next_id++];
       block.bytes = event.value;
-      block.data = allocator->Alloc(
-          block.bytes, std::max<size_t>(16, size_t{1} << event.alignment_log2));
+      block.data =
+          allocator->Alloc(block.bytes, std::max<size_t>(16, size_t{1} << event.alignment_log2));
       if (block.data == nullptr) Fail("out of memory after event " + std::to_string(event_index));
       Touch(block.data, block.bytes);
       live += block.bytes;
-      usable += allocator->Usable(block.data, block.bytes);
+      usable += UsableAndTouched(*allocator, block);
     }
     const bool at_peak = event_index == outline.peak_event;
     if (at_peak || (event_index % step == 0 && sampled <= samples)) {
+      const Clock::time_point look = Clock::now();
       const uint64_t now = footprint();
-      series[sampled++] = {event_index, live, now};
+      looking += Clock::now() - look;
+      series[sampled++] = {event_index, live, now, allocator->holes()};
       if (at_peak) {
         footprint_at_peak = now;
         usable_at_peak = usable;
       }
     }
   }
-  series[sampled++] = {event_index, live, footprint()};
+  const std::chrono::duration<double, std::nano> spent = Clock::now() - start - looking;
+  series[sampled++] = {event_index, live, footprint(), allocator->holes()};
 
   uint64_t peak_footprint = 0;
   nlohmann::json points = nlohmann::json::array();
   for (size_t i = 0; i < sampled; ++i) {
     peak_footprint = std::max(peak_footprint, series[i].footprint);
-    points.push_back({series[i].event, series[i].live_bytes, series[i].footprint});
+    points.push_back({series[i].event, series[i].live_bytes, series[i].footprint, series[i].holes});
   }
   return {{"events", outline.events},
           {"allocations", outline.allocations},
@@ -191,33 +226,35 @@ nlohmann::json Replay(const std::string& trace, const Outline& outline, std::str
           {"peak_footprint", peak_footprint},
           {"footprint_at_peak_live", footprint_at_peak},
           {"usable_at_peak_live", usable_at_peak},
+          {"ns_per_event", spent.count() / static_cast<double>(std::max<uint64_t>(1, event_index))},
           {"series", points}};
 }
 
 int Main(int argc, char** argv) {
-  std::string allocator;
-  std::string path;
+  std::string_view allocator;
+  const char* path = nullptr;
   uint64_t samples = 200;
+  uint64_t events = UINT64_MAX;
   for (int i = 1; i < argc; ++i) {
     const std::string_view argument = argv[i];
     if (argument == "--allocator" && i + 1 < argc) {
       allocator = argv[++i];
     } else if (argument == "--samples" && i + 1 < argc) {
       samples = std::clamp<uint64_t>(std::strtoull(argv[++i], nullptr, 10), 1, 100'000);
-    } else if (!argument.starts_with("-") && path.empty()) {
-      path = argument;
+    } else if (argument == "--events" && i + 1 < argc) {
+      events = std::strtoull(argv[++i], nullptr, 10);
+    } else if (!argument.starts_with("-") && path == nullptr) {
+      path = argv[i];
     } else {
-      Fail("usage: replay --allocator NAME [--samples N] TRACE");
+      Fail("usage: replay --allocator NAME [--samples N] [--events N] TRACE");
     }
   }
-  if (allocator.empty() || path.empty()) {
-    Fail("usage: replay --allocator NAME [--samples N] TRACE");
+  if (allocator.empty() || path == nullptr) {
+    Fail("usage: replay --allocator NAME [--samples N] [--events N] TRACE");
   }
   (void)prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
-  std::ifstream file(path, std::ios::binary);
-  if (!file) Fail("cannot read " + path);
-  const std::string trace((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  const Outline outline = Read(path, trace);
+  const Trace trace = Open(path);
+  const Outline outline = Read(path, trace, events);
   std::cout << Replay(trace, outline, allocator, samples).dump() << "\n";
   return 0;
 }

@@ -36,8 +36,8 @@ struct TraceEvent {
   uint8_t alignment_log2 = 0;
 };
 
-// Appends an event at `out`, which has room for kMaxEventBytes; returns the end. `next_id` is the id
-// the next allocation will get; values have at most 62 bits.
+// Appends an event at `out`, which has room for kMaxEventBytes; returns the end. `next_id` is the
+// id the next allocation will get; values have at most 62 bits.
 inline unsigned char* PutEvent(const TraceEvent& event, uint64_t next_id, unsigned char* out) {
   uint64_t v = event.kind == TraceEvent::Kind::kFree ? next_id - 1 - event.value : event.value;
   v = v << 2 | static_cast<uint64_t>(event.kind);

@@ -23,6 +23,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <iostream>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -213,7 +214,9 @@ int Demo(const std::string& spanpoold, const std::string& spanpool,
   while (!ready && daemon.ReadLines([&](const std::string& line) { ready |= line == "READY"; })) {
   }
   if (!ready) {
-    std::fprintf(stderr, "demo: the daemon did not start (exit code %d)\n", daemon.Wait());
+    std::fprintf(stderr, "demo: the daemon did not start (exit code %d); its log:\n",
+                 daemon.Wait());
+    show_log();
     return 1;
   }
 
@@ -322,6 +325,7 @@ int Demo(const std::string& spanpoold, const std::string& spanpool,
     std::fprintf(stderr, "demo: the daemon ended with exit code %d\n", code);
     sound = false;
   }
+  if (!sound) show_log();
   if (!pool.has_value()) {
     std::fprintf(stderr, "demo: `spanpool status` failed\n");
     return 1;

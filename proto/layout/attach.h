@@ -67,7 +67,8 @@ struct AttachReply {
   uint8_t token[kTokenBytes] = {};
   uint32_t incarnation = 0;          // of the pool; in every handle
   uint32_t slot_capacity = 0;        // slots in the session segment
-  uint64_t limit_bytes = 0;          // arenas lie below this offset, rounded up to whole arenas
+  uint64_t limit_bytes = 0;          // most that the pool lends at one time
+  uint64_t address_bytes = 0;        // every arena lies below this offset: reserve so much
   char message[kMessageBytes] = {};  // why not, and what to do; zero-terminated
 };
 
@@ -102,7 +103,7 @@ inline constexpr bool kIsWire = std::is_standard_layout_v<T>&& std::is_trivially
     std::has_unique_object_representations_v<T>;
 static_assert(kIsWire<AttachHeader> && sizeof(AttachHeader) == 16);
 static_assert(kIsWire<AttachRequest> && sizeof(AttachRequest) == 88);
-static_assert(kIsWire<AttachReply> && sizeof(AttachReply) == 376);
+static_assert(kIsWire<AttachReply> && sizeof(AttachReply) == 384);
 static_assert(kIsWire<ArenaRequest> && sizeof(ArenaRequest) == 24);
 static_assert(kIsWire<ArenaReply> && sizeof(ArenaReply) == 344);
 static_assert(kIsWire<DetachRequest> && sizeof(DetachRequest) == 16);

@@ -1,0 +1,82 @@
+"""Draws the plots of ./dev bench --plots DIR from what the suites reported."""
+
+import os
+
+import matplotlib
+
+matplotlib.use("svg")
+# The same figures give the same file: no dates, no random names; text stays text.
+matplotlib.rcParams.update({"svg.hashsalt": "spanpool", "svg.fonttype": "none", "font.size": 9,
+                            "axes.spines.top": False, "axes.spines.right": False})
+import matplotlib.pyplot as plt  # noqa: E402
+
+COLORS = {"size_class": "#1b6ca8", "linear": "#c0392b", "free_list": "#e08e0b",
+          "jemalloc": "#7f8c8d", "tcmalloc": "#4d5656"}
+NAMES = {"size_class": "size classes (spanpool)", "linear": "linear", "free_list": "linked list",
+         "jemalloc": "jemalloc", "tcmalloc": "tcmalloc"}
+# The trace whose course is drawn: a server whose values change in length is where it shows.
+COURSE = "redis"
+
+
+def bars(axes, report, metric, title, leave_out=()):
+    rows = [r for r in report["results"] if r["suite"] == "fragmentation"
+            and r["metric"] == metric and r["case"] not in leave_out]
+    cases = sorted({r["case"] for r in rows})
+    systems = [s for s in COLORS if any(r["system"] == s for r in rows)]
+    width = 0.8 / max(1, len(systems))
+    for i, system in enumerate(systems):
+        values = {r["case"]: r["value"] for r in rows if r["system"] == system}
+        at = [x + (i - (len(systems) - 1) / 2) * width for x in range(len(cases))]
+        axes.bar(at, [values.get(case, 0) for case in cases], width, color=COLORS[system],
+                 label=NAMES[system])
+    axes.set_yscale("log")
+    axes.set_xticks(range(len(cases)), cases)
+    axes.set_title(title, loc="left")
+    axes.yaxis.set_major_formatter("{x:g}")
+
+
+def course(axes, holes_axes, series):
+    """Memory over the life of one trace, and what becomes of the linked list's free memory."""
+    mib = 1 << 20
+    any_system = next(iter(series.values()))
+    events = [point[0] / 1000 for point in any_system]
+    live = [point[1] / mib for point in any_system]
+    axes.fill_between(events, live, color="#dddddd", label="in use by the program")
+    for system, color in COLORS.items():
+        if system in series:
+            axes.plot([p[0] / 1000 for p in series[system]], [p[2] / mib for p in series[system]],
+                      color=color, label=NAMES[system], linewidth=1.4)
+    axes.set_ylim(0, 3.2 * max(live))
+    axes.set_xlim(0, events[-1])
+    axes.set_ylabel("MiB taken from the system")
+    axes.set_title("%s: memory over its life" % COURSE, loc="left")
+    axes.legend(frameon=False, fontsize=8)
+    if "free_list" in series:
+        holes_axes.plot([p[0] / 1000 for p in series["free_list"]],
+                        [p[3] for p in series["free_list"]], color=COLORS["free_list"])
+    holes_axes.set_xlim(0, events[-1])
+    holes_axes.set_ylim(0)
+    holes_axes.set_xlabel("thousand calls of malloc and free")
+    holes_axes.set_title("%s: holes that the linked list walks over" % COURSE, loc="left")
+
+
+def draw_fragmentation(report, series, path):
+    figure, axes = plt.subplots(2, 2, figsize=(11, 7), constrained_layout=True)
+    course(axes[0][0], axes[1][0], series[COURSE])
+    bars(axes[0][1], report, "peak_over_live",
+         "most memory taken / most bytes in use (log; 1 = no waste)")
+    # xz makes 300 calls and touches 100 MiB: that is the kernel's time.
+    bars(axes[1][1], report, "ns_per_event", "nanoseconds a call, with touching its pages (log)",
+         leave_out=("xz",))
+    axes[0][1].axhline(1, color="black", linewidth=0.6)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def draw(report, series, folder):
+    """Returns the paths of the plots written."""
+    paths = []
+    if series and COURSE in series:
+        paths.append(os.path.join(folder, "fragmentation.svg"))
+        draw_fragmentation(report, series, paths[-1])
+    return paths

@@ -1,0 +1,142 @@
+#include "bench/probe.h"
+
+#include <pthread.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
+#include "allocator/check.h"
+#include "benchmark/benchmark.h"
+
+namespace spanpool::bench {
+namespace {
+
+struct alignas(128) Line {
+  std::atomic<uint64_t> word{0};
+};
+
+void Xadd(int64_t n) {
+  static Line line;
+  for (int64_t i = 0; i < n; ++i) line.word.fetch_add(1, std::memory_order_seq_cst);
+}
+
+void CasPair(int64_t n) {
+  static Line line;
+  for (int64_t i = 0; i < n; ++i) {
+    uint64_t value = line.word.load(std::memory_order_relaxed);
+    line.word.compare_exchange_strong(value, value + 1, std::memory_order_seq_cst);
+    value = line.word.load(std::memory_order_relaxed);
+    line.word.compare_exchange_strong(value, value - 1, std::memory_order_seq_cst);
+  }
+}
+
+void MutexPair(int64_t n) {
+  static absl::Mutex mu;
+  for (int64_t i = 0; i < n; ++i) {
+    mu.Lock();
+    benchmark::ClobberMemory();
+    mu.Unlock();
+  }
+}
+
+// The CPUs this process may run on.
+std::vector<int> AllowedCpus() {
+  std::vector<int> cpus;
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof(set), &set) != 0) return cpus;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (CPU_ISSET(cpu, &set)) cpus.push_back(cpu);
+  }
+  return cpus;
+}
+
+void PinTo(int cpu) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(cpu, &set);
+  (void)pthread_setaffinity_np(pthread_self(), sizeof(set), &set);
+}
+
+// Two threads pass a number to and fro for `time`. The median of many short batches: in most of
+// them neither thread is interrupted, even on a busy machine.
+double CoreRoundTripNs(absl::Duration time, int first_cpu, int second_cpu) {
+  constexpr uint64_t kBatch = 64;
+  constexpr uint64_t kEnd = UINT64_MAX;
+  Line there;
+  Line back;
+  std::thread second([&there, &back, second_cpu] {
+    PinTo(second_cpu);
+    for (uint64_t seen = 0; seen != kEnd;) {
+      const uint64_t now = there.word.load(std::memory_order_acquire);
+      if (now == seen) continue;
+      seen = now;
+      back.word.store(now, std::memory_order_release);
+    }
+  });
+  std::vector<double> batches;
+  std::thread first([&there, &back, &batches, time, first_cpu] {
+    PinTo(first_cpu);
+    const auto send = [&there, &back](uint64_t value) {
+      there.word.store(value, std::memory_order_release);
+      while (back.word.load(std::memory_order_acquire) != value) {
+      }
+    };
+    uint64_t value = 0;
+    send(++value);  // the other one runs
+    const double end = NowNs(TimeOf::kWall) + absl::ToDoubleNanoseconds(time);
+    for (double start = NowNs(TimeOf::kWall); start < end || batches.size() < 9;) {
+      for (uint64_t i = 0; i < kBatch; ++i) send(++value);
+      const double now = NowNs(TimeOf::kWall);
+      batches.push_back((now - start) / kBatch);
+      start = now;
+    }
+    send(kEnd);
+  });
+  first.join();
+  second.join();
+  std::sort(batches.begin(), batches.end());
+  return batches[batches.size() / 2];
+}
+
+}  // namespace
+
+void AddProbes(Suite& suite, const std::string& case_name, const std::vector<std::string>& which) {
+  std::vector<std::pair<std::string, std::function<double()>>> probes;
+  const absl::Duration time = suite.round_time() / 2;
+  const auto timed = [time](void (*operations)(int64_t)) {
+    const auto timer = std::make_shared<Timer>(time, TimeOf::kThread, operations);
+    return [timer] { return timer->NsPerOperation(); };
+  };
+  for (const std::string& name : which) {
+    if (name == "xadd") {
+      probes.emplace_back(name, timed(Xadd));
+    } else if (name == "cas_pair") {
+      probes.emplace_back(name, timed(CasPair));
+    } else if (name == "mutex_pair") {
+      probes.emplace_back(name, timed(MutexPair));
+    } else {
+      SPANPOOL_CHECK(name == "core_round_trip") << name;
+      const std::vector<int> cpus = AllowedCpus();
+      if (cpus.size() < 2) {
+        suite.Absent(case_name, "probe", "core_round_trip needs two CPUs");
+        continue;
+      }
+      probes.emplace_back(name, [time, cpus] { return CoreRoundTripNs(time, cpus[0], cpus[1]); });
+    }
+  }
+  if (probes.empty()) return;
+  suite.Add(case_name, "probe", [probes]() -> absl::StatusOr<Metrics> {
+    Metrics metrics;
+    for (const auto& [name, probe] : probes) metrics.push_back({name, "ns", probe()});
+    return metrics;
+  });
+}
+
+}  // namespace spanpool::bench

@@ -1,0 +1,106 @@
+// The pool in this process's address space: one reserved range, mapped arena by arena.
+//
+// The range covers every offset that the pool may ever use, in whole arenas, so that an offset and
+// a pointer differ by one constant and a block may span arenas. Block tables lie in a second range.
+// Both are reserved without memory (PROT_NONE) and filled in as arenas are met; nothing is unmapped
+// before the end.
+//
+// Invariants
+//  1. An arena whose bit is set is mapped, data and table, until destruction.
+//  2. Mappings are neither inherited by forked children nor written to core dumps.
+//
+// Thread-safe: looking up takes no lock; mapping does, and one arena is mapped once.
+
+#ifndef SPANPOOL_CLIENT_ADDRESS_RANGE_H_
+#define SPANPOOL_CLIENT_ADDRESS_RANGE_H_
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "allocator/units.h"
+#include "client/span_source.h"
+#include "proto/layout/block_table.h"
+
+namespace spanpool::internal {
+
+class AddressRange {
+ public:
+  // Reserves room for offsets below `address_bytes`, at most 2^44. `source` outlives the range.
+  //   RESOURCE_EXHAUSTED  the process has no such stretch of address space (ulimit -v?)
+  static absl::StatusOr<std::unique_ptr<AddressRange>> Reserve(uint64_t address_bytes,
+                                                               bool writable, SpanSource* source);
+  ~AddressRange();
+  AddressRange(const AddressRange&) = delete;
+  AddressRange& operator=(const AddressRange&) = delete;
+
+  uintptr_t base() const { return base_; }
+  // The length of the range: whole arenas.
+  uint64_t bytes() const { return uint64_t{arenas_} << kArenaShift; }
+
+  std::byte* PointerTo(PoolOffset offset) const {
+    return reinterpret_cast<std::byte*>(base_ + offset.value());
+  }
+  bool Contains(const void* pointer) const {
+    return reinterpret_cast<uintptr_t>(pointer) - base_ < bytes();
+  }
+  // Requires Contains(pointer).
+  PoolOffset OffsetOf(const void* pointer) const {
+    return PoolOffset(reinterpret_cast<uintptr_t>(pointer) - base_);
+  }
+
+  bool IsMapped(ArenaIndex arena) const {
+    // acquire: pairs with the release in Map, after which the mapping stands.
+    return (mapped_[arena.value() / 64].load(std::memory_order_acquire) >> (arena.value() % 64)) &
+           1;
+  }
+  // Whether [offset, offset + bytes) lies within the range; any values are allowed.
+  bool Covers(PoolOffset offset, uint64_t length) const {
+    return offset.value() < bytes() && length <= bytes() - offset.value();
+  }
+
+  // Maps the arenas of a range of bytes within the pool that are not mapped yet.
+  //   INVALID_ARGUMENT    the range leaves the pool
+  //   NOT_FOUND           the pool has no such arena
+  //   RESOURCE_EXHAUSTED  mmap failed: vm.max_map_count or memory
+  //   UNAVAILABLE         the daemon did not answer
+  absl::Status EnsureMapped(PoolOffset offset, uint64_t length);
+
+  // Requires IsMapped(arena).
+  layout::BlockTable& TableOf(ArenaIndex arena) const {
+    return *reinterpret_cast<layout::BlockTable*>(tables_ +
+                                                  arena.value() * layout::kBlockTableBytes);
+  }
+  layout::SharedWord& WordOf(GranuleId granule) const {
+    return layout::WordOf(TableOf(ArenaOf(granule)), granule);
+  }
+
+ private:
+  AddressRange(uint32_t arenas, bool writable, SpanSource* source);
+  absl::Status Map(ArenaIndex arena);
+
+  // Constant after construction.
+  const uint32_t arenas_;
+  const bool writable_;
+  SpanSource* const source_;
+  void* reservation_ = nullptr;  // data, before it is aligned to an arena
+  size_t reservation_bytes_ = 0;
+  uintptr_t base_ = 0;
+  uintptr_t tables_ = 0;
+  size_t tables_bytes_ = 0;
+
+  // One bit per arena; written under mu_.
+  const std::unique_ptr<std::atomic<uint64_t>[]> mapped_;
+  absl::Mutex mu_;
+  // The arena that a thread is asking the daemon for, with mu_ released; others wait their turn.
+  bool mapping_ ABSL_GUARDED_BY(mu_) = false;
+};
+
+}  // namespace spanpool::internal
+
+#endif  // SPANPOOL_CLIENT_ADDRESS_RANGE_H_

@@ -1,0 +1,72 @@
+// A pool in the test's own process: a real heap over real memfds, and no daemon.
+//
+// Each source stands for one attached process. Two sessions on one pool, in one process, see each
+// other's blocks as two processes would: through the same memfds, mapped twice.
+//
+// Thread-safe.
+
+#ifndef SPANPOOL_CLIENT_FAKE_POOL_H_
+#define SPANPOOL_CLIENT_FAKE_POOL_H_
+
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <memory>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
+#include "allocator/heap.h"
+#include "allocator/memfd_arena_source.h"
+#include "allocator/span.h"
+#include "client/session_core.h"
+#include "client/span_source.h"
+#include "proto/layout/block_table.h"
+
+namespace spanpool::internal {
+
+class FakePool {
+ public:
+  explicit FakePool(uint64_t limit_bytes, uint32_t incarnation = 7);
+  ~FakePool();
+
+  // A session of its own. Ends before the pool does.
+  SessionCore* Attach();
+  SessionCore* AttachReadOnly();
+
+  // While down, every exchange and arena request fails with UNAVAILABLE.
+  void SetDown(bool down) { down_.store(down); }
+
+  HeapStats stats() { return heap_.stats(); }
+  // Sweeps what was returned with blocks living on, and says whether everything is free.
+  bool Empty();
+  // Exchanges answered so far, by all sessions.
+  uint64_t exchanges() const { return exchanges_.load(); }
+  uint32_t detached() const { return detached_.load(); }
+
+  layout::SharedWord& WordOf(GranuleId granule);
+  layout::BlockTable& TableOf(ArenaIndex arena);
+
+ private:
+  class Source;
+  class States;
+  SessionCore* AttachAs(bool writable);
+
+  const uint64_t limit_bytes_;
+  const uint32_t incarnation_;
+  std::atomic<bool> down_{false};
+  std::atomic<uint64_t> exchanges_{0};
+  std::atomic<uint32_t> detached_{0};
+
+  MemfdArenaSource arenas_;
+  absl::Mutex mu_;
+  std::map<uint32_t, layout::BlockTable*> tables_ ABSL_GUARDED_BY(mu_);
+  std::map<uint64_t, Span*> loans_ ABSL_GUARDED_BY(mu_);
+  uint64_t next_sequence_ ABSL_GUARDED_BY(mu_) = 1;
+  const std::unique_ptr<BlockStates> states_;
+  Heap heap_;
+};
+
+}  // namespace spanpool::internal
+
+#endif  // SPANPOOL_CLIENT_FAKE_POOL_H_

@@ -1,0 +1,181 @@
+// The session cache: the spans a session has on loan, by class of blocks.
+//
+// It stands between the threads' stacks and the daemon. Threads take free blocks from it and give
+// them back by the batch; it takes spans from the daemon by the batch, many classes to a message,
+// and returns those that are no longer used. Before it asks for more it sweeps its own spans:
+// blocks whose last reference was dropped elsewhere are collected and are free again.
+//
+// How much is asked for follows demand: a class that runs dry gets twice as many spans as the last
+// time, up to a cap in bytes, and half as many once some were given back unused. The first message
+// of a session also brings a span of every small class, so that a program which uses many sizes
+// does not wait for each.
+//
+// A span of a class is in one list:
+//   partial  some blocks are free
+//   full     none is
+//   idle     all are; the span is returned when the idle spans of the session exceed a cap
+// and, while blocks of it live elsewhere, in the list of spans to sweep.
+//
+// Invariants (CheckInvariants)
+//  1. Each span on loan is in exactly the list its counts call for, and in the sweep list exactly
+//     if away > 0.
+//  2. idle_bytes() is the sum over idle spans; bytes_on_loan() that over all spans.
+//  3. The page map names exactly the spans in lists.
+//
+// Thread-safe; one lock per class (kSessionCache), and a leaf for what waits to be returned. No
+// lock is held during an exchange.
+
+#ifndef SPANPOOL_CLIENT_SESSION_CACHE_H_
+#define SPANPOOL_CLIENT_SESSION_CACHE_H_
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "allocator/lock_rank.h"
+#include "allocator/units.h"
+#include "client/address_range.h"
+#include "client/cache_class.h"
+#include "client/client_span.h"
+#include "client/misuse.h"
+#include "client/page_map.h"
+#include "client/span_source.h"
+
+namespace spanpool::internal {
+
+class SessionCache {
+ public:
+  // All outlive the cache. `limit_bytes` is the pool's.
+  SessionCache(uint64_t limit_bytes, SpanSource* source, AddressRange* range, PageMap* pages,
+               MisuseReporter* misuse);
+  ~SessionCache();
+  SessionCache(const SessionCache&) = delete;
+  SessionCache& operator=(const SessionCache&) = delete;
+
+  struct Taken {
+    size_t blocks = 0;
+    bool waited = false;  // for the daemon
+  };
+  // Takes 1..blocks.size() free blocks of class `c`, aligned to `alignment` (a power of two; more
+  // than a page for large blocks only).
+  //   RESOURCE_EXHAUSTED  the pool is full; Reclaim() may help
+  //   UNAVAILABLE         nothing is left here and the daemon does not answer
+  absl::StatusOr<Taken> Take(CacheClass c, absl::Span<void*> blocks,
+                             PageCount alignment = PageCount(1));
+
+  // Takes a large block of exactly `pages` pages, for lengths whose step exceeds the pool. Its span
+  // is returned as soon as the block is given back.
+  absl::StatusOr<void*> TakeExact(PageCount pages, bool noscan, PageCount alignment);
+
+  // Gives blocks of class `c` back. What is not such a block, or is free already, is reported as
+  // misuse by `call_site` and left alone.
+  void Give(CacheClass c, absl::Span<void* const> blocks, const void* call_site);
+
+  // The block at `offset`, until now out, is governed by references from now on. Requires that the
+  // caller holds the block.
+  void LetGo(PoolOffset offset);
+
+  // Sweeps every span, hints or not, and returns every span that no block keeps here. Returns the
+  // number of bytes given back.
+  absl::StatusOr<uint64_t> Reclaim();
+
+  // Returns idle spans over the session's cap, if enough have gathered to be worth a message.
+  void ReturnSurplus();
+
+  // Returns every span, in use or not; called last.
+  absl::Status ReturnAll();
+
+  uint64_t bytes_on_loan() const { return bytes_on_loan_.load(std::memory_order_relaxed); }
+  uint64_t idle_bytes() const { return idle_bytes_.load(std::memory_order_relaxed); }
+  uint64_t exchanges() const { return exchanges_.load(std::memory_order_relaxed); }
+
+  // Aborts unless the invariants hold. No other call may run meanwhile.
+  void CheckInvariants();
+
+ private:
+  // A doubly linked list through one pair of a span's links.
+  template <ClientSpan* ClientSpan::*Next, ClientSpan* ClientSpan::*Previous>
+  class List {
+   public:
+    void PushFront(ClientSpan* span);
+    void PushBack(ClientSpan* span);
+    void Remove(ClientSpan* span);
+    ClientSpan* front() const { return front_; }
+    ClientSpan* back() const { return back_; }
+
+   private:
+    ClientSpan* front_ = nullptr;
+    ClientSpan* back_ = nullptr;
+  };
+  using SpanList = List<&ClientSpan::next, &ClientSpan::previous>;
+  using SweepList = List<&ClientSpan::next_away, &ClientSpan::previous_away>;
+
+  struct alignas(64) ClassCache {
+    RankedMutex mu{LockRank::kSessionCache};
+    SpanList partial ABSL_GUARDED_BY(mu);
+    SpanList full ABSL_GUARDED_BY(mu);
+    SpanList idle ABSL_GUARDED_BY(mu);
+    SweepList to_sweep ABSL_GUARDED_BY(mu);
+    uint32_t spans_to_sweep ABSL_GUARDED_BY(mu) = 0;
+    uint32_t demand ABSL_GUARDED_BY(mu) = 1;  // spans to ask for next time
+  };
+
+  ClassCache& CacheOf(CacheClass c) { return classes_[c.value()]; }
+  SpanList& ListOf(ClassCache& cache, ClientSpan::List list)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(cache.mu);
+
+  size_t TakeLocked(CacheClass c, ClassCache& cache, absl::Span<void*> blocks, PageCount alignment)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(cache.mu);
+  // Puts `span` into the list that its counts call for.
+  void PlaceLocked(ClassCache& cache, ClientSpan* span) ABSL_EXCLUSIVE_LOCKS_REQUIRED(cache.mu);
+  void UnlinkLocked(ClassCache& cache, ClientSpan* span) ABSL_EXCLUSIVE_LOCKS_REQUIRED(cache.mu);
+  // Marks block `index` as living elsewhere or, when it was collected, as free.
+  void SetAwayLocked(ClassCache& cache, ClientSpan* span, uint32_t index)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(cache.mu);
+  // Collects blocks of `span`, of hinted pages only unless `all`. Returns how many.
+  uint32_t SweepSpanLocked(ClassCache& cache, ClientSpan* span, bool all)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(cache.mu);
+  uint32_t SweepLocked(ClassCache& cache, uint32_t wanted) ABSL_EXCLUSIVE_LOCKS_REQUIRED(cache.mu);
+  // Takes `span` off the books, to be returned.
+  void RetireLocked(ClassCache& cache, ClientSpan* span) ABSL_EXCLUSIVE_LOCKS_REQUIRED(cache.mu);
+
+  // Asks the daemon for spans of `c`. OK if at least one came.
+  absl::Status Fetch(CacheClass c, PageCount pages, PageCount alignment);
+  absl::StatusOr<ExchangeResult> ExchangeNow(absl::Span<const SpanWish> wishes);
+  // Enters a grant. What the daemon should not have sent goes back.
+  absl::Status Adopt(const SpanGrant& grant);
+  bool ValidGrant(const SpanGrant& grant) const;
+  uint32_t DemandCapOf(CacheClass c) const;
+
+  ClientSpan* NewRecord();
+  void FreeRecord(ClientSpan* span);
+
+  // Constant after construction.
+  const uint64_t limit_bytes_;
+  const uint64_t idle_cap_bytes_;
+  SpanSource* const source_;
+  AddressRange* const range_;
+  PageMap* const pages_;
+  MisuseReporter* const misuse_;
+  const std::unique_ptr<ClassCache[]> classes_;
+
+  std::atomic<bool> warm_{false};  // the first message was sent
+  std::atomic<uint64_t> bytes_on_loan_{0};
+  std::atomic<uint64_t> idle_bytes_{0};
+  std::atomic<uint64_t> exchanges_{0};
+
+  RankedMutex mu_{LockRank::kLeaf};
+  std::vector<GrantSequence> returns_ ABSL_GUARDED_BY(mu_);  // wait for a message to ride in
+  uint64_t returns_bytes_ ABSL_GUARDED_BY(mu_) = 0;
+  std::vector<std::unique_ptr<ClientSpan[]>> record_chunks_ ABSL_GUARDED_BY(mu_);
+  ClientSpan* free_records_ ABSL_GUARDED_BY(mu_) = nullptr;
+};
+
+}  // namespace spanpool::internal
+
+#endif  // SPANPOOL_CLIENT_SESSION_CACHE_H_

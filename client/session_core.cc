@@ -1,0 +1,344 @@
+#include "client/session_core.h"
+
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <bit>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "allocator/check.h"
+#include "allocator/size_classes.h"
+#include "client/cache_class.h"
+#include "spanpool/thread_cache.h"
+
+namespace spanpool::internal {
+namespace {
+
+constexpr size_t kMaxAlignment = 2 << 20;
+
+// The smallest block that can be named by its granule.
+constexpr uint64_t kMinSharedBytes = kGranuleBytes;
+
+constexpr absl::Duration kFirstPause = absl::Milliseconds(1);
+constexpr absl::Duration kLongestPause = absl::Milliseconds(50);
+
+absl::Status InChild() {
+  return absl::FailedPreconditionError(
+      "this process was forked from one that is attached; attach again after the fork");
+}
+
+}  // namespace
+
+SessionCore::SessionCore(PoolFacts facts, std::unique_ptr<SpanSource> source)
+    : limit_bytes_(facts.limit_bytes),
+      address_bytes_(facts.address_bytes),
+      incarnation_(facts.incarnation),
+      slot_capacity_(facts.slot_capacity),
+      writable_(facts.writable),
+      source_(std::move(source)) {}
+
+absl::StatusOr<SessionCore*> SessionCore::Create(PoolFacts facts,
+                                                 std::unique_ptr<SpanSource> source) {
+  const layout::UniqueFd segment = std::move(facts.session_segment);
+  auto* const core = new SessionCore(std::move(facts), std::move(source));
+  if (absl::Status status = core->Init(segment); !status.ok()) {
+    delete core;
+    return status;
+  }
+  return core;
+}
+
+absl::Status SessionCore::Init(const layout::UniqueFd& session_segment) {
+  absl::StatusOr<std::unique_ptr<AddressRange>> range =
+      AddressRange::Reserve(address_bytes_, writable_, source_.get());
+  if (!range.ok()) return range.status();
+  range_ = *std::move(range);
+  absl::StatusOr<std::unique_ptr<PageMap>> pages =
+      PageMap::Create(PageCount(range_->bytes() / kPageBytes));
+  if (!pages.ok()) return pages.status();
+  pages_ = *std::move(pages);
+
+  struct stat file;
+  if (slot_capacity_ > layout::kSlotCapacity || fstat(session_segment.get(), &file) != 0 ||
+      static_cast<uint64_t>(file.st_size) < layout::kSessionSegmentBytes) {
+    return absl::InternalError("the daemon sent a session segment that is too short");
+  }
+  void* segment = mmap(nullptr, layout::kSessionSegmentBytes, PROT_READ | PROT_WRITE, MAP_SHARED,
+                       session_segment.get(), 0);
+  if (segment == MAP_FAILED) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("cannot map the session segment: ", strerror(errno)));
+  }
+  madvise(segment, layout::kSessionSegmentBytes, MADV_DONTFORK);
+  madvise(segment, layout::kSessionSegmentBytes, MADV_DONTDUMP);
+  segment_ = static_cast<layout::SessionSegment*>(segment);
+
+  cache_ = std::make_unique<SessionCache>(limit_bytes_, source_.get(), range_.get(), pages_.get(),
+                                          &misuse_);
+  references_ = std::make_unique<References>(incarnation_, segment_, slot_capacity_, range_.get(),
+                                             cache_.get());
+  threads_ =
+      std::make_unique<ThreadCaches>(limit_bytes_, range_.get(), pages_.get(), cache_.get(), this);
+  return absl::OkStatus();
+}
+
+SessionCore::~SessionCore() {
+  threads_.reset();
+  if (references_ != nullptr) {
+    // Slots before spans, spans before the end. If the daemon is gone, or a word is frozen, the end
+    // of the process settles what is left.
+    absl::Status status = references_->Close();
+    status.Update(cache_->ReturnAll());
+    if (status.ok()) (void)source_->Detach();
+  }
+  if (segment_ != nullptr) munmap(segment_, layout::kSessionSegmentBytes);
+}
+
+bool SessionCore::TryRef() {
+  uint64_t owners = owners_.load(std::memory_order_relaxed);
+  while (owners != 0) {
+    if (owners_.compare_exchange_weak(owners, owners + 1, std::memory_order_relaxed)) return true;
+  }
+  return false;
+}
+
+void SessionCore::Unref() {
+  // acq_rel: whoever ends the session sees all that other owners did.
+  if (owners_.fetch_sub(1, std::memory_order_acq_rel) == 1) delete this;
+}
+
+void SessionCore::AbandonInChild() {
+  abandoned_.store(true, std::memory_order_relaxed);
+  source_->AbandonInChild();
+}
+
+absl::StatusOr<SessionCore::Place> SessionCore::PlaceFor(size_t bytes, size_t alignment,
+                                                         bool noscan) const {
+  if (bytes > limit_bytes_) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        bytes, " bytes can never be allocated: the pool's limit is ", limit_bytes_, " bytes"));
+  }
+  const SizeClass size_class = SizeClassFor(bytes, alignment);
+  if (size_class != kLargeSizeClass) {
+    return Place{CacheClassOf(SpanClass(size_class, noscan)), PageCount(1), PageCount(0)};
+  }
+  Place place;
+  const PageCount pages = PagesFor(bytes);
+  const Step step = StepFor(pages);
+  place.c = CacheClassOf(step, noscan);
+  place.alignment = std::max(PageCount(1), PageCount(alignment / kPageBytes));
+  if (Bytes(PagesOf(step)) > limit_bytes_) place.exact = pages;
+  return place;
+}
+
+absl::StatusOr<void*> SessionCore::AllocateOnce(const Place& place, bool noscan) {
+  if (place.exact > PageCount(0)) {
+    absl::StatusOr<void*> block = cache_->TakeExact(place.exact, noscan, place.alignment);
+    if (block.ok()) threads_->CountOther(/*waited=*/true);
+    return block;
+  }
+  if (place.alignment > PageCount(1)) {
+    void* block;
+    absl::StatusOr<SessionCache::Taken> taken = cache_->Take(place.c, {&block, 1}, place.alignment);
+    if (!taken.ok()) return taken.status();
+    threads_->CountOther(taken->waited);
+    return block;
+  }
+  return threads_->Allocate(place.c);
+}
+
+absl::StatusOr<void*> SessionCore::AllocateBlock(size_t bytes, size_t alignment, bool noscan,
+                                                 absl::Time deadline) {
+  absl::StatusOr<Place> place = PlaceFor(bytes, alignment, noscan);
+  if (!place.ok()) return place.status();
+  if (place->alignment == PageCount(1) && place->exact == PageCount(0)) {
+    void* const block = Pop(hot_cache, &ThreadCache::core, static_cast<const SessionLife*>(this),
+                            StackIndexOf(place->c) * sizeof(Stack));
+    if (block != nullptr) {
+      NoteTaken(block);
+      return block;
+    }
+  }
+  absl::StatusOr<void*> block = AllocateOnce(*place, noscan);
+  absl::Duration pause = kFirstPause;
+  for (bool first = true; absl::IsResourceExhausted(block.status()); first = false) {
+    if (!first) {
+      const absl::Time now = absl::Now();
+      if (now >= deadline) break;
+      absl::SleepFor(std::min(pause, deadline - now));
+      pause = std::min(2 * pause, kLongestPause);
+    }
+    // What this session does not use may be all that is missing.
+    FreeSettled();
+    threads_->DrainMine();
+    if (absl::Status status = cache_->Reclaim().status(); !status.ok()) return status;
+    block = AllocateOnce(*place, noscan);
+  }
+  if (block.ok()) NoteTaken(*block);
+  return block;
+}
+
+absl::StatusOr<Buffer> SessionCore::Allocate(size_t bytes, const AllocateOptions& options) {
+  if (abandoned()) return InChild();
+  if (!writable_) {
+    return absl::PermissionDeniedError(
+        "the session is read-only: it opens blocks and allocates none; attach with kReadWrite");
+  }
+  if (bytes == 0) return absl::InvalidArgumentError("0 bytes cannot be allocated");
+  if (!std::has_single_bit(options.alignment) || options.alignment > kMaxAlignment) {
+    return absl::InvalidArgumentError(absl::StrCat("an alignment of ", options.alignment,
+                                                   " is not a power of two of at most 2 MiB"));
+  }
+  absl::StatusOr<void*> block = AllocateBlock(
+      bytes, options.alignment, options.kind == BlockKind::kNoscan, absl::Now() + options.timeout);
+  if (!block.ok()) return block.status();
+  if (options.zeroed) std::memset(*block, 0, bytes);
+  Ref();
+  return Buffer(this, nullptr, *block, bytes);
+}
+
+void* SessionCore::Malloc(size_t bytes, size_t alignment) {
+  if (abandoned() || !writable_) return nullptr;
+  absl::StatusOr<void*> block =
+      AllocateBlock(bytes, alignment, /*noscan=*/true, absl::InfinitePast());
+  return block.ok() ? *block : nullptr;
+}
+
+void SessionCore::NoteTaken([[maybe_unused]] void* block) {
+#ifdef SPANPOOL_DEBUG
+  const PoolOffset offset = range_->OffsetOf(block);
+  ClientSpan* const span = pages_->SpanOf(PageOf(offset));
+  const uint32_t index = span->BlockAt(offset);
+  const uint64_t bit = uint64_t{1} << (index % 64);
+  const uint64_t before = span->in_hand[index / 64].fetch_or(bit, std::memory_order_relaxed);
+  SPANPOOL_CHECK_EQ(before & bit, 0u) << "block " << index << " was handed out twice";
+#endif
+}
+
+bool SessionCore::NoteFreed([[maybe_unused]] void* block, [[maybe_unused]] const void* call_site) {
+#ifdef SPANPOOL_DEBUG
+  if (abandoned() || !range_->Contains(block)) return true;
+  const PoolOffset offset = range_->OffsetOf(block);
+  ClientSpan* const span = pages_->SpanOf(PageOf(offset));
+  if (span == nullptr) return true;
+  const uint32_t index = span->BlockAt(offset);
+  if (index == span->blocks) return true;
+  const uint64_t bit = uint64_t{1} << (index % 64);
+  const uint64_t before = span->in_hand[index / 64].fetch_and(~bit, std::memory_order_relaxed);
+  if ((before & bit) == 0) {
+    misuse_.Report(Misuse::Kind::kDoubleFree, block, call_site);
+    return false;
+  }
+#endif
+  return true;
+}
+
+void SessionCore::Free(void* block, const void* call_site) {
+  if (NoteFreed(block, call_site)) FreeNoted(block, call_site);
+}
+
+void SessionCore::FreeNoted(void* block, const void* call_site) {
+  if (block == nullptr || abandoned()) return;
+  ClientSpan* span = nullptr;
+  if (range_->Contains(block)) span = pages_->SpanOf(PageOf(range_->OffsetOf(block)));
+  if (span == nullptr) {
+    misuse_.Report(Misuse::Kind::kForeignPointer, block, call_site);
+    return;
+  }
+  // The caller holds a block of the span, so it is on loan and constant; if he does not, the worst
+  // is a wrong kind in the report: what the session cache takes back it checks under its lock.
+  const PoolOffset offset = range_->OffsetOf(block);
+  const uint32_t index = span->BlockAt(offset);
+  if (index == span->blocks) {
+    misuse_.Report(Misuse::Kind::kInteriorPointer, block, call_site);
+    return;
+  }
+  const CacheClass c(span->cache_class.load(std::memory_order_relaxed));
+  if (span->exact_step) {
+    threads_->Free(c, block, call_site);
+  } else {
+    cache_->Give(c, {&block, 1}, call_site);
+  }
+}
+
+void SessionCore::FreeBlock(void* data) {
+  const void* const call_site = __builtin_return_address(0);
+  if (!NoteFreed(data, call_site)) return;
+  // As a pointer to the base, which is the key that threads know the session by.
+  if (Push(hot_cache, &ThreadCache::core, static_cast<const SessionLife*>(this), data)) return;
+  FreeNoted(data, call_site);
+}
+
+void SessionCore::FreeSettled() {
+  for (const PoolOffset offset : references_->Settle()) FreeBlock(range_->PointerTo(offset));
+}
+
+size_t SessionCore::UsableSize(const void* block) const {
+  if (block == nullptr || abandoned() || !range_->Contains(block)) return 0;
+  const PoolOffset offset = range_->OffsetOf(block);
+  const ClientSpan* const span = pages_->SpanOf(PageOf(offset));
+  if (span == nullptr || span->BlockAt(offset) == span->blocks) return 0;
+  return span->block_bytes;
+}
+
+absl::StatusOr<Buffer> SessionCore::Open(const Handle& handle) {
+  if (abandoned()) return InChild();
+  absl::StatusOr<References::Opened> opened =
+      references_->Open(layout::HandleBits::Unpack(handle.bits[0], handle.bits[1]));
+  if (!opened.ok()) return opened.status();
+  Ref();
+  return Buffer(this, opened->reference, range_->PointerTo(opened->reference->offset()),
+                opened->length);
+}
+
+absl::StatusOr<Handle> SessionCore::Share(Reference* reference, uint64_t length) {
+  if (abandoned()) return InChild();
+  const ClientSpan* const span = pages_->SpanOf(PageOf(reference->offset()));
+  // Null: the block is somebody else's, opened here, and so it is shared.
+  if (span != nullptr && span->block_bytes < kMinSharedBytes) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "a block of ", span->block_bytes, " bytes is private to its process: blocks of ",
+        kMinSharedBytes, " bytes and more can be shared; allocate with alignment 64"));
+  }
+  FreeSettled();
+  absl::StatusOr<layout::HandleBits> bits = references_->Share(reference, length);
+  if (!bits.ok()) return bits.status();
+  return Handle{{bits->low(), bits->high()}};
+}
+
+void SessionCore::Send(Reference* reference) {
+  references_->Park(reference);
+  Unref();
+}
+
+void SessionCore::Release(Reference* reference, void* data) {
+  if (abandoned()) return;
+  if (reference == nullptr || references_->Drop(reference) == References::Dropped::kFreeBlock) {
+    FreeBlock(data);
+  }
+  Unref();
+}
+
+SessionStats SessionCore::stats() {
+  SessionStats stats;
+  if (abandoned()) return stats;
+  const ThreadCaches::Counts counts = threads_->counts();
+  stats.allocations = counts.allocations;
+  stats.refills = counts.refills;
+  stats.exchanges = cache_->exchanges();
+  stats.opens = references_->opens();
+  stats.shares = references_->shares();
+  stats.releases = references_->releases();
+  stats.misuses = misuse_.count();
+  stats.bytes_on_loan = cache_->bytes_on_loan();
+  stats.idle_bytes = cache_->idle_bytes();
+  return stats;
+}
+
+}  // namespace spanpool::internal

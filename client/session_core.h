@@ -1,0 +1,134 @@
+// All of a session but its way to the daemon: what Session and Buffer are handles to.
+//
+// It joins the parts: the address range, the page map, the session cache, the threads' stacks and
+// the references. It is counted by the Session and by each Buffer; the last one to go returns every
+// span, frees every slot and detaches.
+//
+// In a forked child it is abandoned: nothing of it is touched or freed, since its locks and its
+// connection belong to the parent.
+//
+// Thread-safe.
+
+#ifndef SPANPOOL_CLIENT_SESSION_CORE_H_
+#define SPANPOOL_CLIENT_SESSION_CORE_H_
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "client/address_range.h"
+#include "client/misuse.h"
+#include "client/page_map.h"
+#include "client/references.h"
+#include "client/session_cache.h"
+#include "client/span_source.h"
+#include "client/thread_caches.h"
+#include "proto/layout/packet.h"
+#include "spanpool/buffer.h"
+#include "spanpool/options.h"
+
+namespace spanpool {
+
+class Session;
+
+namespace internal {
+
+// What attaching told.
+struct PoolFacts {
+  uint64_t limit_bytes = 0;
+  uint64_t address_bytes = 0;  // every arena lies below this offset
+  uint32_t incarnation = 0;
+  uint32_t slot_capacity = 0;
+  bool writable = true;
+  layout::UniqueFd session_segment;
+};
+
+class SessionCore final : public SessionLife {
+ public:
+  // One reference, the caller's.
+  //   RESOURCE_EXHAUSTED  no room in the address space
+  //   INTERNAL            the daemon sent facts that cannot be
+  static absl::StatusOr<SessionCore*> Create(PoolFacts facts, std::unique_ptr<SpanSource> source);
+
+  // A Session that takes over the caller's reference.
+  static std::unique_ptr<Session> NewSession(SessionCore* core);
+
+  void Ref() { owners_.fetch_add(1, std::memory_order_relaxed); }
+  bool TryRef() override;
+  void Unref() override;
+  void AbandonInChild() override;
+  bool abandoned() const { return abandoned_.load(std::memory_order_relaxed); }
+
+  // The Session object that the hot path answers to; null when it goes.
+  void SetSession(const Session* session) { threads_->SetSessionKey(session); }
+
+  // As Session's methods of these names.
+  absl::StatusOr<Buffer> Allocate(size_t bytes, const AllocateOptions& options);
+  absl::StatusOr<Buffer> Open(const Handle& handle);
+  void* Malloc(size_t bytes, size_t alignment);
+  void Free(void* block, const void* call_site);
+  // The two halves of Free(). In debug builds the first knows which blocks are in the user's hands:
+  // it reports a double free and returns false, and then the second is not to be called.
+  void NoteTaken(void* block);
+  bool NoteFreed(void* block, const void* call_site);
+  void FreeNoted(void* block, const void* call_site);
+  size_t UsableSize(const void* block) const;
+  SessionStats stats();
+
+  // Buffer's business. `data` is where its block starts.
+  absl::StatusOr<Handle> Share(Reference* reference, uint64_t length);
+  void Send(Reference* reference);
+  void Release(Reference* reference, void* data);
+  PoolOffset OffsetOf(const void* data) const { return range_->OffsetOf(data); }
+  bool IsShared(Reference* reference) { return references_->IsShared(reference); }
+
+  MisuseReporter& misuse() { return misuse_; }
+  SessionCache& cache() { return *cache_; }
+  References& references() { return *references_; }
+  void DrainMyStacks() { threads_->DrainMine(); }
+
+ private:
+  SessionCore(PoolFacts facts, std::unique_ptr<SpanSource> source);
+  ~SessionCore() override;
+  absl::Status Init(const layout::UniqueFd& session_segment);
+
+  // Where a request is served from.
+  struct Place {
+    CacheClass c;
+    PageCount alignment = PageCount(1);  // more than 1: asked of the session cache
+    PageCount exact;                     // not 0: a large block of exactly so many pages
+  };
+  absl::StatusOr<Place> PlaceFor(size_t bytes, size_t alignment, bool noscan) const;
+  absl::StatusOr<void*> AllocateOnce(const Place& place, bool noscan);
+  // When the pool is full, gives back what is idle and tries again, until `deadline`.
+  absl::StatusOr<void*> AllocateBlock(size_t bytes, size_t alignment, bool noscan,
+                                      absl::Time deadline);
+  // The block at `data`, of this session and in the user's hands, goes back.
+  void FreeBlock(void* data);
+  void FreeSettled();
+
+  // Constant after construction.
+  const uint64_t limit_bytes_;
+  const uint64_t address_bytes_;
+  const uint32_t incarnation_;
+  const uint32_t slot_capacity_;
+  const bool writable_;
+  const std::unique_ptr<SpanSource> source_;
+  layout::SessionSegment* segment_ = nullptr;
+  MisuseReporter misuse_;
+  std::unique_ptr<AddressRange> range_;
+  std::unique_ptr<PageMap> pages_;
+  std::unique_ptr<SessionCache> cache_;
+  std::unique_ptr<References> references_;
+  std::unique_ptr<ThreadCaches> threads_;
+
+  std::atomic<uint64_t> owners_{1};
+  std::atomic<bool> abandoned_{false};
+};
+
+}  // namespace internal
+}  // namespace spanpool
+
+#endif  // SPANPOOL_CLIENT_SESSION_CORE_H_

@@ -1,0 +1,931 @@
+// The core of the client against a heap in this process: every tier but the daemon's.
+
+#include "client/session_core.h"
+
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <random>
+#include <set>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "allocator/size_classes.h"
+#include "client/cache_class.h"
+#include "client/fake_pool.h"
+#include "proto/layout/block_word.h"
+#include "proto/layout/handle_bits.h"
+#include "proto/layout/session_segment.h"
+
+namespace spanpool::internal {
+namespace {
+
+using layout::BlockWord;
+using layout::HandleBits;
+
+constexpr uint64_t kMiB = 1 << 20;
+
+// Drops its reference at the end of the scope.
+class Attached {
+ public:
+  explicit Attached(SessionCore* core) : core_(core) {}
+  ~Attached() { Reset(); }
+  void Reset() {
+    if (core_ != nullptr) std::exchange(core_, nullptr)->Unref();
+  }
+  SessionCore* operator->() const { return core_; }
+  SessionCore* get() const { return core_; }
+
+ private:
+  SessionCore* core_;
+};
+
+Buffer MustAllocate(const Attached& core, size_t bytes, const AllocateOptions& options = {}) {
+  absl::StatusOr<Buffer> buffer = core->Allocate(bytes, options);
+  EXPECT_TRUE(buffer.ok()) << buffer.status();
+  return buffer.ok() ? *std::move(buffer) : Buffer();
+}
+
+Buffer MustOpen(const Attached& core, const Handle& handle) {
+  absl::StatusOr<Buffer> buffer = core->Open(handle);
+  EXPECT_TRUE(buffer.ok()) << buffer.status();
+  return buffer.ok() ? *std::move(buffer) : Buffer();
+}
+
+class SessionCoreTest : public testing::Test {
+ protected:
+  FakePool pool_{1024 * kMiB};
+};
+
+// --- Private blocks ------------------------------------------------------------------------------
+
+TEST_F(SessionCoreTest, BlocksOfEverySizeClassAreDistinctAlignedAndComeBack) {
+  Attached core(pool_.Attach());
+  for (uint8_t i = 1; i < kNumSizeClasses; ++i) {
+    const SizeClass size_class(i);
+    SCOPED_TRACE(testing::Message() << "size class " << +i);
+    const size_t bytes = BlockBytes(size_class);
+    std::vector<std::byte*> blocks;
+    for (uint32_t n = 0; n < 2 * BlocksPerSpan(size_class) + 1; ++n) {
+      auto* block = static_cast<std::byte*>(core->Malloc(bytes, 8));
+      ASSERT_NE(block, nullptr);
+      EXPECT_EQ(core->UsableSize(block), bytes);
+      std::memset(block, i, bytes);
+      blocks.push_back(block);
+    }
+    std::vector<std::byte*> sorted = blocks;
+    std::sort(sorted.begin(), sorted.end());
+    for (size_t n = 1; n < sorted.size(); ++n) {
+      ASSERT_GE(static_cast<size_t>(sorted[n] - sorted[n - 1]), bytes);
+    }
+    for (std::byte* block : blocks) {
+      ASSERT_TRUE(
+          std::all_of(block, block + bytes, [&](std::byte b) { return b == std::byte{i}; }));
+      core->Free(block, nullptr);
+    }
+    core->DrainMyStacks();
+    core->cache().CheckInvariants();
+  }
+  EXPECT_EQ(core->stats().misuses, 0u);
+  core.Reset();
+  EXPECT_TRUE(pool_.Empty());
+  EXPECT_EQ(pool_.detached(), 1u);
+}
+
+TEST_F(SessionCoreTest, LargeBlocksOfEveryStepHoldWhatWasAskedFor) {
+  Attached core(pool_.Attach());
+  for (uint64_t bytes : {32769ul, 40960ul, 65536ul, 65537ul, 500000ul, 4194304ul, 4194305ul,
+                         67108864ul, 67108865ul, 200000000ul}) {
+    void* block = core->Malloc(bytes, 16);
+    ASSERT_NE(block, nullptr) << bytes;
+    const size_t usable = core->UsableSize(block);
+    EXPECT_GE(usable, bytes);
+    EXPECT_LE(usable, bytes + bytes / 8 + kPageBytes);
+    std::memset(block, 1, 4096);
+    std::memset(static_cast<std::byte*>(block) + bytes - 4096, 1, 4096);
+    core->Free(block, nullptr);
+    core->cache().CheckInvariants();
+  }
+  core.Reset();
+  EXPECT_TRUE(pool_.Empty());
+}
+
+TEST_F(SessionCoreTest, AlignmentIsKeptUpTo2MiB) {
+  Attached core(pool_.Attach());
+  for (size_t alignment = 1; alignment <= 2 * kMiB; alignment *= 2) {
+    for (size_t bytes : {1ul, 100ul, 5000ul, 40000ul, 1ul << 20}) {
+      Buffer buffer = MustAllocate(core, bytes, {.alignment = alignment});
+      EXPECT_EQ(reinterpret_cast<uintptr_t>(buffer.data()) % alignment, 0u);
+      EXPECT_EQ(buffer.size(), bytes);
+    }
+  }
+  EXPECT_EQ(core->Allocate(1, {.alignment = 4 * kMiB}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(core->Allocate(1, {.alignment = 24}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(core->Allocate(1, {.alignment = 0}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(SessionCoreTest, ZeroedBlocksAreZeroEvenWhenReused) {
+  Attached core(pool_.Attach());
+  for (size_t bytes : {64ul, 1000ul, 100000ul}) {
+    for (int round = 0; round < 3; ++round) {
+      Buffer buffer = MustAllocate(core, bytes, {.zeroed = true});
+      EXPECT_TRUE(std::all_of(buffer.data(), buffer.data() + bytes,
+                              [](std::byte b) { return b == std::byte{0}; }));
+      std::memset(buffer.data(), 0xff, bytes);
+    }
+  }
+}
+
+TEST_F(SessionCoreTest, SizesThatCannotBeAreInvalidAndNameTheLimit) {
+  Attached core(pool_.Attach());
+  EXPECT_EQ(core->Allocate(0, {}).status().code(), absl::StatusCode::kInvalidArgument);
+  for (size_t bytes : {1024 * kMiB + 1, uint64_t{1} << 50, UINT64_MAX}) {
+    const absl::Status status = core->Allocate(bytes, {}).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_NE(status.message().find("1073741824"), absl::string_view::npos) << status;
+    EXPECT_EQ(core->Malloc(bytes, 16), nullptr);
+  }
+}
+
+TEST_F(SessionCoreTest, ScanAndNoscanBlocksComeFromDifferentSpans) {
+  Attached core(pool_.Attach());
+  for (size_t bytes : {64ul, 100000ul}) {
+    Buffer scan = MustAllocate(core, bytes, {.kind = BlockKind::kScan});
+    Buffer noscan = MustAllocate(core, bytes);
+    EXPECT_NE(core->OffsetOf(scan.data()).value() / kPageBytes,
+              core->OffsetOf(noscan.data()).value() / kPageBytes);
+  }
+}
+
+TEST_F(SessionCoreTest, OneMessageServesManyAllocations) {
+  Attached core(pool_.Attach());
+  for (int i = 0; i < 10000; ++i) ASSERT_NE(core->Malloc(64, 16), nullptr);
+  EXPECT_LE(pool_.exchanges(), 12u);  // doubling batches
+  const SessionStats stats = core->stats();
+  EXPECT_EQ(stats.allocations, 10000u);
+  EXPECT_LE(stats.refills, 12u);
+  EXPECT_GE(stats.refills, 1u);
+}
+
+TEST_F(SessionCoreTest, AllocatingAndFreeingInTurnSendsNothing) {
+  Attached core(pool_.Attach());
+  std::mt19937 random(1);
+  std::vector<void*> live(256);
+  const auto churn = [&](int operations) {
+    for (int i = 0; i < operations; ++i) {
+      void*& slot = live[random() % live.size()];
+      core->Free(slot, nullptr);
+      slot = core->Malloc(64 << (random() % 10), 16);
+    }
+  };
+  churn(100000);
+  const uint64_t before = pool_.exchanges();
+  churn(100000);
+  EXPECT_LE(pool_.exchanges() - before, 2u);
+}
+
+// --- A full pool ---------------------------------------------------------------------------------
+
+TEST(FullPool, SaysSoAndServesAnySizeOnceMemoryIsBack) {
+  FakePool pool(16 * kMiB);
+  Attached core(pool.Attach());
+  std::vector<Buffer> buffers;
+  absl::Status status;
+  while (status.ok()) {
+    absl::StatusOr<Buffer> buffer = core->Allocate(1000, {});
+    status = buffer.status();
+    if (buffer.ok()) buffers.push_back(*std::move(buffer));
+  }
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_GE(buffers.size(), 15 * kMiB / 1024);
+  EXPECT_EQ(core->Malloc(1000, 16), nullptr);
+  buffers.clear();
+  // What is idle in stacks and spans of one class serves another.
+  Buffer large = MustAllocate(core, 12 * kMiB);
+  core->cache().CheckInvariants();
+}
+
+TEST(FullPool, TheWholeLimitCanBeOneBlock) {
+  FakePool pool(20 * kMiB);
+  Attached core(pool.Attach());
+  { Buffer all = MustAllocate(core, 20 * kMiB); }
+  { Buffer all = MustAllocate(core, 20 * kMiB - 5000); }
+  core.Reset();
+  EXPECT_TRUE(pool.Empty());
+}
+
+TEST(FullPool, AnAllocationWithATimeoutWaitsForAnotherThreadToFree) {
+  FakePool pool(16 * kMiB);
+  Attached core(pool.Attach());
+  Buffer first = MustAllocate(core, 12 * kMiB);
+  std::atomic<bool> failed_once{false};
+  std::thread waiter([&] {
+    EXPECT_EQ(core->Allocate(12 * kMiB, {}).status().code(), absl::StatusCode::kResourceExhausted);
+    failed_once = true;
+    absl::StatusOr<Buffer> buffer = core->Allocate(12 * kMiB, {.timeout = absl::Minutes(1)});
+    EXPECT_TRUE(buffer.ok()) << buffer.status();
+  });
+  while (!failed_once) std::this_thread::yield();
+  first = Buffer();
+  waiter.join();
+}
+
+TEST(FullPool, ATimeoutThatPassesIsResourceExhausted) {
+  FakePool pool(16 * kMiB);
+  Attached core(pool.Attach());
+  Buffer first = MustAllocate(core, 12 * kMiB);
+  EXPECT_EQ(core->Allocate(12 * kMiB, {.timeout = absl::Milliseconds(5)}).status().code(),
+            absl::StatusCode::kResourceExhausted);
+}
+
+TEST_F(SessionCoreTest, WithoutADaemonWhatIsOnLoanGoesOn) {
+  Attached core(pool_.Attach());
+  Buffer first = MustAllocate(core, 1000);
+  Handle handle = *first.Share();
+  pool_.SetDown(true);
+  std::vector<void*> blocks;
+  for (int i = 0; i < 4; ++i) {
+    blocks.push_back(core->Malloc(1000, 16));
+    EXPECT_NE(blocks.back(), nullptr);
+  }
+  Buffer again = MustOpen(core, handle);
+  EXPECT_EQ(core->Allocate(50 * kMiB, {}).status().code(), absl::StatusCode::kUnavailable);
+  for (void* block : blocks) core->Free(block, nullptr);
+  first = Buffer();
+  again = Buffer();
+  pool_.SetDown(false);
+  Buffer large = MustAllocate(core, 50 * kMiB);
+  large = Buffer();
+  core.Reset();
+  EXPECT_TRUE(pool_.Empty());
+}
+
+// --- Misuse --------------------------------------------------------------------------------------
+
+class MisuseTest : public SessionCoreTest {
+ protected:
+  MisuseTest() {
+    core_->misuse().SetHandler([this](const Misuse& misuse) { seen_.push_back(misuse.kind); });
+  }
+  Attached core_{pool_.Attach()};
+  std::vector<Misuse::Kind> seen_;
+};
+
+TEST_F(MisuseTest, ForeignPointersAreReportedAndNothingHappens) {
+  int local = 0;
+  core_->Free(nullptr, nullptr);
+  EXPECT_TRUE(seen_.empty());
+  core_->Free(&local, nullptr);
+  core_->Free(reinterpret_cast<void*>(0x1000), nullptr);
+  core_->Free(reinterpret_cast<void*>(UINTPTR_MAX), nullptr);
+  void* block = core_->Malloc(64, 16);
+  // A place in the pool that is nobody's block.
+  core_->Free(static_cast<std::byte*>(block) + 512 * kMiB, nullptr);
+  EXPECT_EQ(seen_, std::vector<Misuse::Kind>(4, Misuse::Kind::kForeignPointer));
+  EXPECT_EQ(core_->UsableSize(&local), 0u);
+  EXPECT_EQ(core_->stats().misuses, 4u);
+}
+
+TEST_F(MisuseTest, PointersIntoBlocksOfEveryClassAreReported) {
+  size_t expected = 0;
+  for (uint8_t i = 1; i < kNumSizeClasses; ++i) {
+    const size_t bytes = BlockBytes(SizeClass(i));
+    std::vector<void*> blocks;
+    for (uint32_t n = 0; n < BlocksPerSpan(SizeClass(i)); ++n) {
+      blocks.push_back(core_->Malloc(bytes, 8));
+      for (size_t inside : {size_t{1}, bytes / 2, bytes - 1}) {
+        core_->Free(static_cast<std::byte*>(blocks.back()) + inside, nullptr);
+        ++expected;
+      }
+      ASSERT_EQ(seen_.size(), expected);
+    }
+    for (void* block : blocks) core_->Free(block, nullptr);
+  }
+  void* large = core_->Malloc(1 * kMiB, 16);
+  for (size_t inside : {size_t{1}, size_t{8192}, size_t{500000}}) {
+    core_->Free(static_cast<std::byte*>(large) + inside, nullptr);
+    ++expected;
+  }
+  core_->Free(large, nullptr);
+  EXPECT_EQ(seen_, std::vector<Misuse::Kind>(expected, Misuse::Kind::kInteriorPointer));
+}
+
+TEST_F(MisuseTest, ADoubleFreeIsReportedWhenTheStacksAreDrained) {
+  for (size_t bytes : {16ul, 64ul, 4096ul, 100000ul}) {
+    void* keep = core_->Malloc(bytes, 16);
+    void* twice = core_->Malloc(bytes, 16);
+    core_->Free(twice, nullptr);
+    core_->Free(twice, nullptr);
+    core_->DrainMyStacks();
+    EXPECT_EQ(seen_, std::vector<Misuse::Kind>(1, Misuse::Kind::kDoubleFree)) << bytes;
+    seen_.clear();
+    core_->Free(keep, nullptr);
+    core_->DrainMyStacks();
+    core_->cache().CheckInvariants();
+  }
+  EXPECT_TRUE(seen_.empty());
+}
+
+// --- Threads -------------------------------------------------------------------------------------
+
+TEST_F(SessionCoreTest, BlocksFreedByOtherThreadsAreReused) {
+  Attached core(pool_.Attach());
+  for (int round = 0; round < 50; ++round) {
+    std::vector<void*> blocks;
+    for (int i = 0; i < 1000; ++i) blocks.push_back(core->Malloc(256, 16));
+    std::thread([&] {
+      for (void* block : blocks) core->Free(block, nullptr);
+    }).join();
+  }
+  // 50 rounds of 250 KiB live in what two or three need.
+  EXPECT_LE(core->cache().bytes_on_loan(), 4 * kMiB);
+  core->cache().CheckInvariants();
+}
+
+TEST_F(SessionCoreTest, ManyShortThreadsLeakNothing) {
+  Attached core(pool_.Attach());
+  for (int i = 0; i < 10000; ++i) {
+    std::thread([&] {
+      void* small = core->Malloc(64, 16);
+      void* large = core->Malloc(100000, 16);
+      core->Free(small, nullptr);
+      core->Free(large, nullptr);
+    }).join();
+  }
+  EXPECT_EQ(core->stats().allocations, 20000u);
+  EXPECT_LE(core->cache().bytes_on_loan(), 4 * kMiB);
+  core->cache().CheckInvariants();
+  core.Reset();
+  EXPECT_TRUE(pool_.Empty());
+}
+
+TEST_F(SessionCoreTest, ASessionMayEndWhileThreadsHaveStacksForIt) {
+  Attached other(pool_.Attach());
+  auto core = std::make_unique<Attached>(pool_.Attach());
+  std::atomic<int> step{0};
+  std::thread thread([&] {
+    (*core)->Free((*core)->Malloc(64, 16), nullptr);
+    step = 1;
+    while (step != 2) std::this_thread::yield();
+    // The thread's stacks of the ended session are gone; it goes on with another.
+    other->Free(other->Malloc(64, 16), nullptr);
+  });
+  while (step != 1) std::this_thread::yield();
+  core.reset();
+  step = 2;
+  thread.join();
+  other.Reset();
+  EXPECT_TRUE(pool_.Empty());
+}
+
+TEST_F(SessionCoreTest, AThreadUsesSeveralSessionsInTurn) {
+  FakePool second_pool(64 * kMiB, 8);
+  Attached first(pool_.Attach());
+  Attached second(second_pool.Attach());
+  std::vector<void*> from_first;
+  std::vector<void*> from_second;
+  for (int i = 0; i < 1000; ++i) {
+    from_first.push_back(first->Malloc(64, 16));
+    from_second.push_back(second->Malloc(64, 16));
+  }
+  int misuses = 0;
+  second->misuse().SetHandler([&](const Misuse&) { ++misuses; });
+  second->Free(from_first[0], nullptr);  // another session's block
+  EXPECT_EQ(misuses, 1);
+  for (void* block : from_first) first->Free(block, nullptr);
+  for (void* block : from_second) second->Free(block, nullptr);
+  EXPECT_EQ(misuses, 1);
+  EXPECT_EQ(first->stats().allocations, 1000u);
+  first.Reset();
+  second.Reset();
+  EXPECT_TRUE(pool_.Empty());
+  EXPECT_TRUE(second_pool.Empty());
+}
+
+struct Exit {
+  SessionCore* core;
+  void* block;
+  ~Exit() {
+    core->Free(block, nullptr);
+    core->Free(core->Malloc(64, 16), nullptr);
+  }
+};
+
+TEST_F(SessionCoreTest, ThreadLocalObjectsMayFreeWhenTheirThreadEnds) {
+  Attached core(pool_.Attach());
+  for (int i = 0; i < 20; ++i) {
+    std::thread([&] {
+      // Made before the thread has stacks, so destroyed after they are gone.
+      thread_local Exit exit{core.get(), nullptr};
+      exit.block = core->Malloc(64, 16);
+    }).join();
+  }
+  EXPECT_EQ(core->stats().allocations, 40u);
+  core->cache().CheckInvariants();
+  core.Reset();
+  EXPECT_TRUE(pool_.Empty());
+}
+
+TEST_F(SessionCoreTest, ThreadsAllocateAndFreeEachOthersBlocksAgainstAModel) {
+  const uint64_t seed = std::random_device{}();
+  SCOPED_TRACE(testing::Message() << "seed " << seed);
+  Attached core(pool_.Attach());
+  struct Block {
+    uint8_t* data;
+    size_t bytes;
+    uint8_t fill;
+  };
+  std::mutex mu;
+  std::vector<Block> live;  // any thread frees any block
+  std::vector<std::thread> threads;
+  for (uint64_t t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      std::mt19937_64 random(seed + t);
+      for (int i = 0; i < 20000; ++i) {
+        if (random() % 2 == 0) {
+          const size_t bytes = size_t{1} << (random() % 18);
+          Block block{static_cast<uint8_t*>(core->Malloc(bytes, 16)), bytes,
+                      static_cast<uint8_t>(random())};
+          ASSERT_NE(block.data, nullptr);
+          std::memset(block.data, block.fill, std::min<size_t>(bytes, 64));
+          block.data[bytes - 1] = block.fill;
+          std::lock_guard<std::mutex> lock(mu);
+          live.push_back(block);
+        } else {
+          Block block;
+          {
+            std::lock_guard<std::mutex> lock(mu);
+            if (live.empty()) continue;
+            std::swap(live[random() % live.size()], live.back());
+            block = live.back();
+            live.pop_back();
+          }
+          // Nobody else was given any of it meanwhile.
+          ASSERT_EQ(block.data[0], block.fill);
+          ASSERT_EQ(block.data[std::min<size_t>(block.bytes, 64) - 1], block.fill);
+          ASSERT_EQ(block.data[block.bytes - 1], block.fill);
+          core->Free(block.data, nullptr);
+        }
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  core->cache().CheckInvariants();
+  for (const Block& block : live) core->Free(block.data, nullptr);
+  core->DrainMyStacks();
+  core->cache().CheckInvariants();
+  EXPECT_EQ(core->stats().misuses, 0u);
+  core.Reset();
+  EXPECT_TRUE(pool_.Empty());
+}
+
+// --- Sharing: two sessions, as two processes -----------------------------------------------------
+
+class SharingTest : public SessionCoreTest {
+ protected:
+  HandleBits Bits(const Handle& handle) {
+    return HandleBits::Unpack(handle.bits[0], handle.bits[1]);
+  }
+  BlockWord Word(const Handle& handle) {
+    return BlockWord(pool_.WordOf(Bits(handle).granule).load());
+  }
+  void ExpectEmptyAfterDetaching() {
+    a_.Reset();
+    b_.Reset();
+    EXPECT_TRUE(pool_.Empty());
+    EXPECT_EQ(pool_.detached(), 2u);
+  }
+
+  Attached a_{pool_.Attach()};
+  Attached b_{pool_.Attach()};
+};
+
+TEST_F(SharingTest, BlocksOfEveryShareableClassAndLargeOnesAreSeenByTheOther) {
+  std::vector<size_t> sizes = {32769, 100000, 1 * kMiB, 70 * kMiB};
+  for (uint8_t i = 1; i < kNumSizeClasses; ++i) {
+    if (BlockBytes(SizeClass(i)) >= 64) sizes.push_back(BlockBytes(SizeClass(i)));
+  }
+  for (size_t bytes : sizes) {
+    SCOPED_TRACE(testing::Message() << bytes << " bytes");
+    std::vector<std::pair<Buffer, Handle>> shared;
+    for (int i = 0; i < 3; ++i) {  // starts within a granule at 0, 16, 32, 48
+      Buffer buffer = MustAllocate(a_, bytes - static_cast<size_t>(i), {.alignment = 8});
+      std::memset(buffer.data(), i + 1, buffer.size());
+      absl::StatusOr<Handle> handle = buffer.Share();
+      ASSERT_TRUE(handle.ok()) << handle.status();
+      EXPECT_EQ(*buffer.Share(), *handle);
+      shared.emplace_back(std::move(buffer), *handle);
+    }
+    for (int i = 0; i < 3; ++i) {
+      auto& [buffer, handle] = shared[static_cast<size_t>(i)];
+      Buffer opened = MustOpen(b_, handle);
+      ASSERT_EQ(opened.size(), buffer.size());
+      EXPECT_NE(opened.data(), buffer.data());  // mapped twice
+      EXPECT_EQ(std::memcmp(opened.data(), buffer.data(), buffer.size()), 0);
+      EXPECT_EQ(Word(handle).refs(), 2u);
+      buffer = Buffer();
+      EXPECT_EQ(opened.data()[0], std::byte(i + 1));  // b keeps it
+      opened = Buffer();
+      EXPECT_TRUE(Word(handle).freed());
+      EXPECT_EQ(b_->Open(handle).status().code(), absl::StatusCode::kNotFound);
+      EXPECT_EQ(a_->Open(handle).status().code(), absl::StatusCode::kNotFound);
+    }
+    a_->cache().CheckInvariants();
+  }
+  EXPECT_EQ(a_->references().slots_in_use(), 0u);
+  EXPECT_EQ(b_->references().slots_in_use(), 0u);
+  ExpectEmptyAfterDetaching();
+}
+
+TEST_F(SharingTest, ABlockBelow64BytesIsPrivateAndShareSaysSo) {
+  Buffer buffer = MustAllocate(a_, 48, {.alignment = 8});
+  const absl::Status status = buffer.Share().status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_NE(status.message().find("64"), absl::string_view::npos);
+  // The default alignment makes any size shareable.
+  EXPECT_TRUE(MustAllocate(a_, 1).Share().ok());
+}
+
+TEST_F(SharingTest, AProcessHoldsOneReferenceHoweverManyBuffersItHas) {
+  Buffer buffer = MustAllocate(a_, 1000);
+  const Handle handle = *buffer.Share();
+  Buffer ref = buffer.Ref();
+  Buffer opened_here = MustOpen(a_, handle);
+  EXPECT_EQ(opened_here.data(), buffer.data());
+  Buffer opened_there = MustOpen(b_, handle);
+  Buffer opened_twice = MustOpen(b_, handle);
+  EXPECT_EQ(Word(handle).refs(), 2u);
+  EXPECT_EQ(a_->references().slots_in_use(), 1u);
+  EXPECT_EQ(b_->references().slots_in_use(), 1u);
+  buffer = Buffer();
+  ref = Buffer();
+  EXPECT_EQ(Word(handle).refs(), 2u);
+  opened_here = Buffer();
+  EXPECT_EQ(Word(handle).refs(), 1u);
+  opened_there = Buffer();
+  EXPECT_EQ(Word(handle).refs(), 1u);
+  opened_twice = Buffer();
+  EXPECT_TRUE(Word(handle).freed());
+  ExpectEmptyAfterDetaching();
+}
+
+TEST_F(SharingTest, ABlockTheOtherFreedIsCollectedAndReusedUnderANewGeneration) {
+  // 64 blocks to a span: all of it is shared away, and comes back by sweeping.
+  std::set<uint64_t> granules;
+  std::vector<Buffer> opened;
+  for (int i = 0; i < 64; ++i) {
+    Buffer buffer = MustAllocate(a_, 128);
+    const Handle handle = *buffer.Share();
+    granules.insert(Bits(handle).granule.value());
+    opened.push_back(MustOpen(b_, handle));
+  }
+  const uint64_t on_loan = a_->cache().bytes_on_loan();
+  opened.clear();
+  int reused = 0;
+  std::vector<Buffer> again;
+  for (int i = 0; i < 2000 && reused < 60; ++i) {
+    again.push_back(MustAllocate(a_, 128));
+    const Handle handle = *again.back().Share();
+    if (granules.contains(Bits(handle).granule.value())) {
+      ++reused;
+      EXPECT_EQ(Bits(handle).generation, 1u);
+    }
+  }
+  EXPECT_EQ(reused, 60);
+  EXPECT_LE(a_->cache().bytes_on_loan(), on_loan + 2 * kMiB);
+  again.clear();
+  a_->cache().CheckInvariants();
+  ExpectEmptyAfterDetaching();
+}
+
+TEST_F(SharingTest, AStreamOfSharedBlocksRunsInConstantMemoryAndWithoutMessages) {
+  std::vector<Buffer> in_flight(64);
+  const auto pass = [&](int count) {
+    for (int i = 0; i < count; ++i) {
+      Buffer buffer = MustAllocate(a_, 4096);
+      const Handle handle = *buffer.Share();
+      in_flight[static_cast<size_t>(i) % in_flight.size()] = MustOpen(b_, handle);
+    }
+  };
+  pass(5000);
+  const uint64_t on_loan = a_->cache().bytes_on_loan();
+  const uint64_t messages = pool_.exchanges();
+  pass(20000);
+  EXPECT_EQ(a_->cache().bytes_on_loan(), on_loan);
+  EXPECT_EQ(pool_.exchanges(), messages);
+  in_flight.clear();
+  ExpectEmptyAfterDetaching();
+}
+
+TEST_F(SharingTest, SharedBlocksOutliveTheSessionThatMadeThem) {
+  Buffer buffer = MustAllocate(a_, 5000);
+  std::memset(buffer.data(), 5, 5000);
+  Buffer opened = MustOpen(b_, *buffer.Share());
+  buffer = Buffer();
+  a_.Reset();
+  EXPECT_EQ(pool_.detached(), 1u);
+  EXPECT_GT(pool_.stats().in_lists_bytes, 0u);
+  // Another session is granted the span, with the block that lives on marked.
+  Attached c(pool_.Attach());
+  std::vector<Buffer> others;
+  for (int i = 0; i < 200; ++i) {
+    others.push_back(MustAllocate(c, 5000));
+    std::memset(others.back().data(), 9, 5000);
+  }
+  EXPECT_TRUE(std::all_of(opened.data(), opened.data() + 5000,
+                          [](std::byte b) { return b == std::byte{5}; }));
+  opened = Buffer();
+  others.clear();
+  c->cache().CheckInvariants();
+  c.Reset();
+  b_.Reset();
+  EXPECT_TRUE(pool_.Empty());
+}
+
+TEST_F(SharingTest, BuffersOutliveTheSessionAndTheLastOneEndsIt) {
+  Buffer buffer = MustAllocate(a_, 3000);
+  Buffer ref = buffer.Ref();
+  a_.Reset();
+  EXPECT_EQ(pool_.detached(), 0u);
+  std::memset(buffer.data(), 1, 3000);
+  Buffer opened = MustOpen(b_, *buffer.Share());
+  buffer = Buffer();
+  EXPECT_EQ(pool_.detached(), 0u);
+  ref = Buffer();
+  EXPECT_EQ(pool_.detached(), 1u);
+  EXPECT_EQ(opened.data()[2999], std::byte{1});
+  opened = Buffer();
+  b_.Reset();
+  EXPECT_TRUE(pool_.Empty());
+}
+
+TEST_F(SharingTest, TrimSetsTheLengthThatOthersSee) {
+  for (size_t bytes : {1000ul, 100000ul}) {
+    Buffer buffer = MustAllocate(a_, bytes);
+    EXPECT_EQ(buffer.Trim(0).code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_EQ(buffer.Trim(bytes + 1).code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_TRUE(buffer.Trim(bytes - 123).ok());
+    EXPECT_EQ(buffer.size(), bytes - 123);
+    const Handle handle = *buffer.Share();
+    EXPECT_EQ(MustOpen(b_, handle).size(), bytes - 123);
+    EXPECT_EQ(buffer.Trim(10).code(), absl::StatusCode::kFailedPrecondition);
+  }
+}
+
+TEST_F(SharingTest, AHandleThatWasSentIsGoodUntilItsReceiverOpenedIt) {
+  Buffer buffer = MustAllocate(a_, 1000);
+  std::memset(buffer.data(), 3, 1000);
+  const Handle handle = *std::move(buffer).Send();
+  EXPECT_EQ(Word(handle).refs(), 1u);
+  Buffer received = MustOpen(b_, handle);
+  EXPECT_EQ(received.data()[999], std::byte{3});
+  // The sender's own reference goes when it next looks.
+  Buffer other = MustAllocate(a_, 1000);
+  ASSERT_TRUE(other.Share().ok());
+  EXPECT_EQ(Word(handle).refs(), 1u);
+  received = Buffer();
+  EXPECT_TRUE(Word(handle).freed());
+  other = Buffer();
+  EXPECT_EQ(a_->references().slots_in_use(), 0u);
+  ExpectEmptyAfterDetaching();
+}
+
+TEST_F(SharingTest, AHandleSentAndOpenedInTheSameProcessIsTheSameReference) {
+  const Handle handle = *std::move(MustAllocate(a_, 1000)).Send();
+  Buffer again = MustOpen(a_, handle);
+  EXPECT_EQ(Word(handle).refs(), 1u);
+  again = Buffer();
+  EXPECT_EQ(a_->Open(handle).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(a_->references().slots_in_use(), 0u);
+  ExpectEmptyAfterDetaching();
+}
+
+TEST_F(SharingTest, HandlesNobodyOpenedGoWithTheSession) {
+  for (int i = 0; i < 100; ++i) ASSERT_TRUE(std::move(MustAllocate(a_, 1000)).Send().ok());
+  ExpectEmptyAfterDetaching();
+}
+
+TEST_F(SharingTest, WrongHandlesAreRefusedEachInItsWay) {
+  Buffer buffer = MustAllocate(a_, 1000);
+  const HandleBits good = Bits(*buffer.Share());
+  const auto open = [&](const HandleBits& bits) {
+    return b_->Open(Handle{{bits.low(), bits.high()}}).status().code();
+  };
+  EXPECT_EQ(open(good), absl::StatusCode::kOk);
+  HandleBits bits = good;
+  bits.incarnation += 1;
+  EXPECT_EQ(open(bits), absl::StatusCode::kFailedPrecondition);
+  bits = good;
+  bits.generation += 1;
+  EXPECT_EQ(open(bits), absl::StatusCode::kNotFound);
+  bits = good;
+  bits.granule = GranuleId(good.granule.value() + 1);
+  EXPECT_EQ(open(bits), absl::StatusCode::kNotFound);
+  bits = good;
+  bits.granule = GranuleId(layout::kMaxHandleGranules - 1);
+  EXPECT_EQ(open(bits), absl::StatusCode::kInvalidArgument);
+  bits = good;
+  bits.granule = GranuleId(900 * kMiB / 64);  // an arena that was never made
+  EXPECT_EQ(open(bits), absl::StatusCode::kNotFound);
+  bits = good;
+  bits.length = layout::kMaxHandleLength + 1;
+  EXPECT_EQ(open(bits), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(b_->references().slots_in_use(), 0u);
+}
+
+TEST_F(SharingTest, LiesInTheTableAreErrorsAndHarmNothing) {
+  Buffer large = MustAllocate(a_, 100000);
+  const Handle handle = *large.Share();
+  const HandleBits bits = Bits(handle);
+  layout::BlockTable& table = pool_.TableOf(ArenaOf(bits.granule));
+  layout::SharedWord& length = layout::LengthOf(table, PageOf(bits.granule));
+  for (uint64_t lie : {uint64_t{0}, UINT64_MAX, uint64_t{1} << 43}) {
+    length.store(lie);
+    EXPECT_EQ(b_->Open(handle).status().code(), absl::StatusCode::kDataLoss);
+  }
+  length.store(100000);
+  EXPECT_EQ(b_->references().slots_in_use(), 0u);
+
+  layout::SharedWord& word = pool_.WordOf(bits.granule);
+  const uint64_t truth = word.load();
+  for (uint64_t lie : {uint64_t{0}, UINT64_MAX & ~(uint64_t{1} << 63), uint64_t{1} << 62}) {
+    word.store(lie);
+    EXPECT_FALSE(b_->Open(handle).ok());
+  }
+  // The largest count there can be.
+  word.store(BlockWord(truth).bits() | uint64_t{layout::kMaxRefs} << 40);
+  EXPECT_EQ(b_->Open(handle).status().code(), absl::StatusCode::kResourceExhausted);
+  // A word that somebody cleared while a holds the block: nothing is dropped, nothing breaks.
+  word.store(0);
+  large = Buffer();
+  EXPECT_EQ(a_->references().slots_in_use(), 0u);
+  // A private block whose word is not.
+  Buffer mine = MustAllocate(a_, 200);
+  pool_.WordOf(GranuleOf(a_->OffsetOf(mine.data()))).store(truth);
+  EXPECT_EQ(mine.Share().status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(a_->references().slots_in_use(), 0u);
+}
+
+TEST_F(SharingTest, AFrozenWordIsWaitedForByOpenAndReleasedLater) {
+  Buffer buffer = MustAllocate(a_, 1000);
+  const Handle handle = *buffer.Share();
+  Buffer opened = MustOpen(b_, handle);
+  layout::SharedWord& word = pool_.WordOf(Bits(handle).granule);
+  constexpr uint64_t kFrozen = uint64_t{1} << 63;
+  word.fetch_or(kFrozen);
+  EXPECT_EQ(Attached(pool_.Attach())->Open(handle).status().code(), absl::StatusCode::kUnavailable);
+  opened = Buffer();  // does not wait
+  EXPECT_EQ(Word(handle).refs(), 2u);
+  EXPECT_EQ(b_->references().slots_in_use(), 1u);
+  word.fetch_and(~kFrozen);
+  EXPECT_TRUE(b_->references().Settle().empty());
+  EXPECT_EQ(Word(handle).refs(), 1u);
+  EXPECT_EQ(b_->references().slots_in_use(), 0u);
+
+  // The owner's last release, frozen too: the block comes back to it.
+  word.fetch_or(kFrozen);
+  buffer = Buffer();
+  word.fetch_and(~kFrozen);
+  EXPECT_EQ(a_->references().Settle().size(), 1u);
+  EXPECT_TRUE(Word(handle).is_private());
+}
+
+TEST_F(SharingTest, AtTheLargestGenerationABlockIsRetired) {
+  Buffer buffer = MustAllocate(a_, 1000);
+  layout::SharedWord& word = pool_.WordOf(GranuleOf(a_->OffsetOf(buffer.data())));
+  word.store(BlockWord(layout::kMaxGeneration).bits());
+  const Handle handle = *buffer.Share();
+  buffer = Buffer();
+  EXPECT_TRUE(Word(handle).freed());
+  for (int i = 0; i < 1000; ++i) {
+    Buffer other = MustAllocate(a_, 1000);
+    ASSERT_NE(GranuleOf(a_->OffsetOf(other.data())), Bits(handle).granule);
+    ASSERT_TRUE(other.Share().ok());
+  }
+}
+
+TEST_F(SharingTest, AReadOnlySessionOpensAndAllocatesNothing) {
+  Attached reader(pool_.AttachReadOnly());
+  EXPECT_EQ(reader->Allocate(100, {}).status().code(), absl::StatusCode::kPermissionDenied);
+  EXPECT_EQ(reader->Malloc(100, 16), nullptr);
+  Buffer buffer = MustAllocate(a_, 100);
+  std::memset(buffer.data(), 4, 100);
+  Buffer opened = MustOpen(reader, *buffer.Share());
+  EXPECT_EQ(std::as_const(opened).data()[99], std::byte{4});
+  EXPECT_DEATH(opened.data()[0] = std::byte{1}, "");
+}
+
+TEST_F(SharingTest, ThreadsOfTwoSessionsShareOpenAndDropAgainstAModel) {
+  const uint64_t seed = std::random_device{}();
+  SCOPED_TRACE(testing::Message() << "seed " << seed);
+  struct Item {
+    Buffer buffer;
+    uint64_t value;
+  };
+  std::mutex mu;
+  std::vector<std::pair<Handle, uint64_t>> published;  // some of them stale
+  const auto work = [&](const Attached& core, uint64_t thread) {
+    std::mt19937_64 random(seed + thread);
+    std::vector<Item> mine;
+    for (int i = 0; i < 10000; ++i) {
+      const uint64_t action = random() % 8;
+      if (action < 3 && mine.size() < 200) {
+        const size_t bytes = size_t{64} << (random() % 12);
+        Item item{MustAllocate(core, bytes), random()};
+        std::memcpy(item.buffer.data(), &item.value, sizeof(item.value));
+        std::memcpy(item.buffer.data() + bytes - 8, &item.value, sizeof(item.value));
+        if (random() % 4 != 0) {
+          absl::StatusOr<Handle> handle = item.buffer.Share();
+          ASSERT_TRUE(handle.ok()) << handle.status();
+          std::lock_guard<std::mutex> lock(mu);
+          published.emplace_back(*handle, item.value);
+          if (published.size() > 400) published.erase(published.begin());
+        }
+        mine.push_back(std::move(item));
+      } else if (action < 5) {
+        std::pair<Handle, uint64_t> pick;
+        {
+          std::lock_guard<std::mutex> lock(mu);
+          if (published.empty()) continue;
+          pick = published[random() % published.size()];
+        }
+        absl::StatusOr<Buffer> buffer = core->Open(pick.first);
+        if (!buffer.ok()) {
+          ASSERT_EQ(buffer.status().code(), absl::StatusCode::kNotFound) << buffer.status();
+          continue;
+        }
+        mine.push_back(Item{*std::move(buffer), pick.second});
+      } else if (!mine.empty()) {
+        std::swap(mine[random() % mine.size()], mine.back());
+        Item& item = mine.back();
+        uint64_t first = 0;
+        uint64_t last = 0;
+        std::memcpy(&first, item.buffer.data(), 8);
+        std::memcpy(&last, item.buffer.data() + item.buffer.size() - 8, 8);
+        ASSERT_EQ(first, item.value);
+        ASSERT_EQ(last, item.value);
+        if (action == 7) {
+          Buffer ref = item.buffer.Ref();
+          item.buffer = std::move(ref);
+        } else {
+          mine.pop_back();
+        }
+      }
+    }
+  };
+  std::vector<std::thread> threads;
+  for (uint64_t t = 0; t < 2; ++t) {
+    threads.emplace_back([&, t] { work(a_, t); });
+    threads.emplace_back([&, t] { work(b_, t + 100); });
+  }
+  for (std::thread& thread : threads) thread.join();
+  a_->cache().CheckInvariants();
+  b_->cache().CheckInvariants();
+  EXPECT_EQ(a_->references().slots_in_use(), 0u);
+  EXPECT_EQ(b_->references().slots_in_use(), 0u);
+  EXPECT_EQ(a_->stats().misuses, 0u);
+  // No reference is left on any block ever shared.
+  for (const auto& [handle, value] : published) EXPECT_EQ(Word(handle).refs(), 0u);
+  ExpectEmptyAfterDetaching();
+}
+
+// --- fork ----------------------------------------------------------------------------------------
+
+TEST_F(SharingTest, AForkedChildIsToldToAttachAndTheParentGoesOn) {
+  Buffer buffer = MustAllocate(a_, 1000);
+  std::memset(buffer.data(), 6, 1000);
+  const Handle handle = *buffer.Share();
+  const pid_t child = fork();
+  if (child == 0) {
+    bool good = a_->Allocate(64, {}).status().code() == absl::StatusCode::kFailedPrecondition &&
+                a_->Open(handle).status().code() == absl::StatusCode::kFailedPrecondition &&
+                a_->Malloc(64, 16) == nullptr;
+    a_->Free(buffer.data(), nullptr);
+    buffer = Buffer();
+    _exit(good ? 0 : 1);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
+  EXPECT_EQ(Word(handle).refs(), 1u);
+  EXPECT_EQ(buffer.data()[999], std::byte{6});
+  Buffer another = MustAllocate(a_, 1000);
+  buffer = Buffer();
+  another = Buffer();
+  EXPECT_EQ(a_->stats().misuses, 0u);
+  ExpectEmptyAfterDetaching();
+}
+
+}  // namespace
+}  // namespace spanpool::internal

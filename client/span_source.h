@@ -1,0 +1,80 @@
+// Where a session's spans come from: the daemon, or a stand-in for it.
+//
+// The core of the client knows the daemon by this interface alone, so that it is tested (and
+// checked for data races) without sockets or gRPC.
+
+#ifndef SPANPOOL_CLIENT_SPAN_SOURCE_H_
+#define SPANPOOL_CLIENT_SPAN_SOURCE_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "allocator/size_classes.h"
+#include "allocator/units.h"
+#include "proto/layout/packet.h"
+
+namespace spanpool::internal {
+
+// Names a grant, in the life of the pool.
+using GrantSequence = Unit<struct GrantSequenceTag, uint64_t>;
+
+struct SpanWish {
+  SpanClass span_class;
+  uint32_t spans = 1;
+  PageCount pages;      // large spans only
+  PageCount alignment;  // large spans only; a power of two
+};
+
+// What the daemon lends. Input: the session checks it before use.
+struct SpanGrant {
+  GrantSequence sequence;
+  PageRange pages;
+  SpanClass span_class;
+  std::vector<uint64_t> in_use;  // bit i: block i lives on elsewhere; empty = none
+};
+
+struct ExchangeResult {
+  std::vector<SpanGrant> grants;
+  // Why less was granted than wished for; OK if everything was.
+  //   RESOURCE_EXHAUSTED  the pool or the session is at its limit
+  //   INVALID_ARGUMENT    larger than the pool can ever hold
+  absl::Status shortfall;
+};
+
+struct ArenaFds {
+  layout::UniqueFd data;
+  layout::UniqueFd table;
+};
+
+// Thread-safe.
+class SpanSource {
+ public:
+  virtual ~SpanSource() = default;
+
+  // Gives the named grants back, then asks for `wishes`; one message.
+  //   UNAVAILABLE  the daemon did not answer; nothing was granted. Returns are remembered and sent
+  //                again with the next exchange.
+  virtual absl::StatusOr<ExchangeResult> Exchange(absl::Span<const GrantSequence> returns,
+                                                  absl::Span<const SpanWish> wishes) = 0;
+
+  // The descriptors of an arena.
+  //   NOT_FOUND    the pool has no such arena
+  //   UNAVAILABLE  the daemon did not answer
+  virtual absl::StatusOr<ArenaFds> OpenArena(ArenaIndex arena) = 0;
+
+  // Ends the session, whose spans are returned and whose slots are free.
+  //   FAILED_PRECONDITION  they are not; the daemon takes them back when the process ends
+  //   UNAVAILABLE          the daemon did not answer
+  virtual absl::Status Detach() = 0;
+
+  // Called in a forked child, where the source must not be used or destroyed: closes what would
+  // keep the parent's session alive. Async-signal-safe.
+  virtual void AbandonInChild() {}
+};
+
+}  // namespace spanpool::internal
+
+#endif  // SPANPOOL_CLIENT_SPAN_SOURCE_H_

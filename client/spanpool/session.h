@@ -1,0 +1,124 @@
+// A Session attaches this process to a pool and allocates from it.
+
+#ifndef SPANPOOL_SESSION_H_
+#define SPANPOOL_SESSION_H_
+
+#include <cstddef>
+#include <memory>
+#include <memory_resource>
+
+#include "absl/status/statusor.h"
+#include "spanpool/buffer.h"
+#include "spanpool/handle.h"
+#include "spanpool/options.h"
+#include "spanpool/thread_cache.h"
+
+namespace spanpool {
+
+// Thread-safe. Destroying it frees all blocks of Malloc() and resource(); Buffers stay valid, and
+// the process stays attached until the last of them is gone.
+//
+// A forked child is not attached: there Allocate() and Open() fail with FAILED_PRECONDITION,
+// Malloc() returns nullptr and Free() does nothing, until the child attaches a session of its own.
+// The parent is not affected.
+class Session {
+ public:
+  // Attaches to a pool of the daemon at options.target.
+  //   UNAVAILABLE          no daemon serves there, or it does not answer
+  //   NOT_FOUND            the daemon has no such pool
+  //   PERMISSION_DENIED    the pool's access list does not have this user, or not for this access
+  //   FAILED_PRECONDITION  daemon and library are of versions that do not fit
+  //   RESOURCE_EXHAUSTED   the daemon has all the sessions it allows, or this process has no room
+  //                        in its address space
+  //   INVALID_ARGUMENT     target or pool is no valid name
+  //   UNIMPLEMENTED        the target is host:port: remote pools cannot be attached to yet
+  static absl::StatusOr<std::unique_ptr<Session>> Attach(const SessionOptions& options);
+
+  ~Session();
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+
+  // Allocates a block of `bytes` bytes, its contents arbitrary unless options.zeroed.
+  //   INVALID_ARGUMENT     0 bytes, more than the pool can ever hold, or not an alignment
+  //   RESOURCE_EXHAUSTED   the pool is full (after options.timeout, if it is not zero)
+  //   PERMISSION_DENIED    the session is read-only
+  //   UNAVAILABLE          there is no free block here and the daemon does not answer
+  //   FAILED_PRECONDITION  in a forked child
+  absl::StatusOr<Buffer> Allocate(size_t bytes, const AllocateOptions& options = {});
+
+  // Opens a shared block, where it is: nothing is copied.
+  //   NOT_FOUND            the block was freed
+  //   FAILED_PRECONDITION  the handle is another pool's, or was this one's before the pool was
+  //   lost;
+  //                        or this is a forked child
+  //   INVALID_ARGUMENT     no pool gave this handle out
+  //   RESOURCE_EXHAUSTED   too many references: 16,383 processes to one block, about a million
+  //                        blocks in one process
+  //   UNAVAILABLE          the block's references are being recounted; try again. Or its arena is
+  //                        new to this process and the daemon does not answer
+  //   DATA_LOSS            some process wrote over the pool's tables
+  absl::StatusOr<Buffer> Open(const Handle& handle);
+
+  // As malloc: uninitialised, aligned to 16 bytes (8 for up to 8 bytes), nullptr when the pool is
+  // full. The block is private to this process.
+  void* Malloc(size_t bytes) noexcept;
+  // From any thread; nullptr is fine. Anything that is not a block of this session's Malloc() or
+  // resource() is reported to the misuse handler and left alone.
+  void Free(void* block) noexcept;
+  // How many bytes of `block` may be used; 0 for nullptr or what is no block of this session.
+  size_t UsableSize(const void* block) const noexcept;
+
+  // Allocates as Malloc() does, with any alignment up to 2 MiB. Throws std::bad_alloc, as a
+  // memory_resource must, when the pool is full. Lives as long as the session.
+  std::pmr::memory_resource* resource() noexcept;
+
+  // Cheap: a few loads per thread and class.
+  SessionStats stats() const;
+
+  // By default each call site that misuses memory is logged to stderr once. A null handler
+  // restores that.
+  void SetMisuseHandler(MisuseHandler handler);
+
+ private:
+  friend class internal::SessionCore;
+  explicit Session(internal::SessionCore* core);
+
+  void* MallocSlow(size_t bytes) noexcept;
+  void FreeSlow(void* block) noexcept;
+  // Debug builds know which blocks are in the user's hands: NoteFreed reports a double free and
+  // returns false.
+  void NoteTaken(void* block) noexcept;
+  bool NoteFreed(void* block) noexcept;
+
+  internal::SessionCore* const core_;
+  const std::unique_ptr<std::pmr::memory_resource> resource_;
+};
+
+inline void* Session::Malloc(size_t bytes) noexcept {
+  if (__builtin_expect(bytes <= internal::kInlineBytes, 1)) {
+    internal::ThreadCache* const cache = internal::hot_cache;
+    void* block = internal::Pop(cache, &internal::ThreadCache::session, this,
+                                cache->stack_of[(bytes + 7) / 8]);
+    if (__builtin_expect(block != nullptr, 1)) {
+#ifdef SPANPOOL_DEBUG
+      NoteTaken(block);
+#endif
+      return block;
+    }
+  }
+  return MallocSlow(bytes);
+}
+
+inline void Session::Free(void* block) noexcept {
+#ifdef SPANPOOL_DEBUG
+  if (!NoteFreed(block)) return;
+#endif
+  if (__builtin_expect(
+          !internal::Push(internal::hot_cache, &internal::ThreadCache::session, this, block), 0)) {
+    FreeSlow(block);
+  }
+}
+
+}  // namespace spanpool
+
+#endif  // SPANPOOL_SESSION_H_

@@ -1,0 +1,403 @@
+#include "client/thread_caches.h"
+
+#include <pthread.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <new>
+#include <utility>
+#include <vector>
+
+#include "allocator/check.h"
+#include "allocator/size_classes.h"
+
+namespace spanpool::internal {
+namespace {
+
+// Most that one thread's stacks hold, in a pool that is large enough.
+constexpr uint64_t kThreadCapBytes = 4 << 20;
+
+constexpr size_t kMaxMove = 512;  // blocks moved at a time
+
+// Where each stack's room begins in the memory behind a cache, and how much that is in all.
+struct Room {
+  std::array<uint32_t, kStacks + 1> first{};
+};
+constexpr Room MakeRoom() {
+  Room room;
+  uint32_t next = 0;
+  for (size_t i = 0; i < kStacks; ++i) {
+    room.first[i] = next;
+    if (i >= 2) next += static_cast<uint32_t>(StackCapacityOf(CacheClassOfStack(i)));
+  }
+  room.first[kStacks] = next;
+  return room;
+}
+constexpr Room kRoom = MakeRoom();
+
+// What threads without a cache of their own look at: no key matches it.
+constinit ThreadCache no_cache;
+
+// malloc's alignment: what is larger than 8 bytes may hold something aligned to 16.
+constexpr SizeClass MallocClass(size_t bytes) {
+  return bytes <= 8 ? SizeClassFor(bytes) : SizeClassFor(bytes, 16);
+}
+
+constinit RankedMutex registry_mu{LockRank::kSessionTable};
+constinit ThreadCaches* sessions ABSL_GUARDED_BY(registry_mu) = nullptr;
+
+}  // namespace
+
+constinit thread_local ThreadCache* hot_cache __attribute__((tls_model("initial-exec"))) =
+    &no_cache;
+
+struct ThreadCaches::OwnedCache : ThreadCache {
+  // Null once the session has ended. Written under the registry's mutex; read by the owning thread.
+  std::atomic<ThreadCaches*> owner{nullptr};
+  OwnedCache* next = nullptr;  // in the owner's list, under the registry's mutex
+  OwnedCache* previous = nullptr;
+  uint64_t refills = 0;  // as `allocations`
+
+  RankedMutex mu{LockRank::kSession};
+  uint64_t room_bytes ABSL_GUARDED_BY(mu) = 0;        // sum of (limit - floor) × block bytes
+  uint16_t refill[kStacks] ABSL_GUARDED_BY(mu) = {};  // blocks to take next time; 0 = a batch
+
+  void** room() { return reinterpret_cast<void**>(this + 1); }
+  static constexpr size_t Bytes() {
+    return sizeof(OwnedCache) + kRoom.first[kStacks] * sizeof(void*);
+  }
+};
+
+// The calling thread's caches, most of the time one.
+struct ThreadState {
+  std::vector<ThreadCaches::OwnedCache*> caches;
+  ~ThreadState();
+};
+
+namespace {
+
+thread_local ThreadState thread_state;
+// Set when thread_state is gone. Trivially destructible, so it can be read until the thread's end.
+constinit thread_local bool thread_ended = false;
+
+}  // namespace
+
+ThreadState::~ThreadState() {
+  hot_cache = &no_cache;
+  thread_ended = true;
+  for (ThreadCaches::OwnedCache* cache : caches) ThreadCaches::Retire(cache);
+}
+
+void ThreadCaches::Retire(OwnedCache* cache) {
+  ThreadCaches* owner;
+  bool alive = false;
+  {
+    RankedMutexLock lock(&registry_mu);
+    owner = cache->owner.load(std::memory_order_relaxed);
+    alive = owner != nullptr && owner->life_->TryRef();
+  }
+  if (alive) owner->Drain(cache, nullptr);
+  {
+    RankedMutexLock lock(&registry_mu);
+    // Orphaned, perhaps meanwhile: nobody else knows it any more.
+    owner = cache->owner.load(std::memory_order_relaxed);
+    if (owner != nullptr) {
+      (cache->previous != nullptr ? cache->previous->next : owner->caches_) = cache->next;
+      if (cache->next != nullptr) cache->next->previous = cache->previous;
+      owner->ended_.allocations += cache->allocations;
+      owner->ended_.refills += cache->refills;
+      if (alive) {
+        cache->next = owner->spare_;
+        owner->spare_ = cache;
+        cache = nullptr;
+      }
+    }
+  }
+  if (cache != nullptr) Dispose(cache);
+  if (alive) owner->life_->Unref();
+}
+
+void ThreadCaches::Dispose(OwnedCache* cache) {
+  cache->~OwnedCache();
+  munmap(cache, OwnedCache::Bytes());
+}
+
+namespace {
+
+// A fork finds the list of sessions whole, and the child's copies of them are abandoned.
+void BeforeFork() ABSL_NO_THREAD_SAFETY_ANALYSIS { registry_mu.Lock(); }
+void AfterForkInParent() ABSL_NO_THREAD_SAFETY_ANALYSIS { registry_mu.Unlock(); }
+
+}  // namespace
+
+// Named, so that it may walk the list of sessions.
+struct ForkHandlers {
+  static void InChild() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+    ThreadCaches::AbandonAllInChild();
+    registry_mu.Unlock();
+  }
+};
+
+void ThreadCaches::AbandonAllInChild() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+  for (ThreadCaches* session = sessions; session != nullptr; session = session->next_) {
+    session->life_->AbandonInChild();
+  }
+  sessions = nullptr;
+  hot_cache = &no_cache;
+  if (!thread_ended) thread_state.caches.clear();
+}
+
+ThreadCaches::ThreadCaches(uint64_t limit_bytes, AddressRange* range, PageMap* pages,
+                           SessionCache* cache, SessionLife* life)
+    : thread_cap_bytes_(std::min(kThreadCapBytes, limit_bytes / 64)),
+      range_(range),
+      pages_(pages),
+      cache_(cache),
+      life_(life) {
+  static const int registered =
+      pthread_atfork(&BeforeFork, &AfterForkInParent, &ForkHandlers::InChild);
+  SPANPOOL_CHECK_EQ(registered, 0);
+  RankedMutexLock lock(&registry_mu);
+  next_ = sessions;
+  if (sessions != nullptr) sessions->previous_ = this;
+  sessions = this;
+}
+
+ThreadCaches::~ThreadCaches() {
+  OwnedCache* spare;
+  {
+    RankedMutexLock lock(&registry_mu);
+    (previous_ != nullptr ? previous_->next_ : sessions) = next_;
+    if (next_ != nullptr) next_->previous_ = previous_;
+    for (OwnedCache* cache = caches_; cache != nullptr;) {
+      OwnedCache* const next = cache->next;
+      cache->session.store(nullptr, std::memory_order_relaxed);
+      cache->core.store(nullptr, std::memory_order_relaxed);
+      cache->next = nullptr;
+      cache->previous = nullptr;
+      // release: the last that is done to it; pairs with the acquire in Mine.
+      cache->owner.store(nullptr, std::memory_order_release);
+      cache = next;
+    }
+    spare = std::exchange(spare_, nullptr);
+  }
+  while (spare != nullptr) {
+    OwnedCache* const next = spare->next;
+    Dispose(spare);
+    spare = next;
+  }
+}
+
+void ThreadCaches::SetSessionKey(const void* session) {
+  RankedMutexLock lock(&registry_mu);
+  session_key_ = session;
+  for (OwnedCache* cache = caches_; cache != nullptr; cache = cache->next) {
+    cache->session.store(session, std::memory_order_release);
+  }
+}
+
+ThreadCaches::OwnedCache* ThreadCaches::NewCache() {
+  {
+    RankedMutexLock lock(&registry_mu);
+    if (OwnedCache* cache = spare_; cache != nullptr) {
+      spare_ = cache->next;
+      cache->next = nullptr;
+      return cache;
+    }
+  }
+  void* memory = mmap(nullptr, OwnedCache::Bytes(), PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) return nullptr;
+  auto* const cache = new (memory) OwnedCache;
+  cache->base = range_->base();
+  cache->bytes = range_->bytes();
+  cache->pages = pages_->entries();
+  for (size_t i = 0; i <= kInlineBytes / 8; ++i) {
+    const SpanClass span_class(MallocClass(i * 8), /*noscan=*/true);
+    cache->stack_of[i] =
+        static_cast<uint16_t>(StackIndexOf(CacheClassOf(span_class)) * sizeof(Stack));
+  }
+  for (size_t i = 2; i < kStacks; ++i) {
+    Stack& stack = cache->stacks[i];
+    stack.floor = stack.top = stack.limit = cache->room() + kRoom.first[i];
+    const SpanClass span_class = SpanClassOf(CacheClassOfStack(i));
+    stack.reciprocal = span_class.large() ? uint32_t{1} << (32 - kPageShift)
+                                          : InfoOf(span_class.size_class()).reciprocal;
+  }
+  return cache;
+}
+
+ThreadCaches::OwnedCache* ThreadCaches::Mine() {
+  if (thread_ended) return nullptr;
+  std::vector<OwnedCache*>& mine = thread_state.caches;
+  for (size_t i = 0; i < mine.size();) {
+    OwnedCache* const cache = mine[i];
+    // acquire: pairs with the release when the session ended.
+    ThreadCaches* const owner = cache->owner.load(std::memory_order_acquire);
+    if (owner == this) {
+      hot_cache = cache;
+      return cache;
+    }
+    if (owner != nullptr) {
+      ++i;
+      continue;
+    }
+    if (hot_cache == cache) hot_cache = &no_cache;
+    Dispose(cache);
+    mine[i] = mine.back();
+    mine.pop_back();
+  }
+  OwnedCache* const cache = NewCache();
+  if (cache == nullptr) return nullptr;
+  {
+    RankedMutexLock lock(&registry_mu);
+    cache->allocations = 0;
+    cache->refills = 0;
+    cache->next = caches_;
+    cache->previous = nullptr;
+    if (caches_ != nullptr) caches_->previous = cache;
+    caches_ = cache;
+    cache->owner.store(this, std::memory_order_relaxed);
+    cache->session.store(session_key_, std::memory_order_relaxed);
+    cache->core.store(life_, std::memory_order_relaxed);
+  }
+  mine.push_back(cache);
+  hot_cache = cache;
+  return cache;
+}
+
+absl::StatusOr<void*> ThreadCaches::Allocate(CacheClass c) {
+  const size_t index = StackIndexOf(c);
+  OwnedCache* const mine = index == 0 ? nullptr : Mine();
+  if (mine == nullptr) {
+    void* block;
+    absl::StatusOr<SessionCache::Taken> taken = cache_->Take(c, {&block, 1});
+    if (!taken.ok()) return taken.status();
+    CountOther(taken->waited);
+    return block;
+  }
+  Stack& stack = mine->stacks[index];
+  const uint64_t block_bytes = BlockBytesOf(c);
+  size_t wanted;
+  {
+    RankedMutexLock lock(&mine->mu);
+    if (stack.top != stack.floor) {
+      void* const block = *--stack.top;
+      CountOne(&mine->allocations);
+      return block;
+    }
+    uint16_t& refill = mine->refill[index];
+    wanted = refill != 0 ? refill : BatchOf(c);
+    // The one asked for may exceed what the thread may keep; the rest may not.
+    const size_t may_keep = static_cast<size_t>(thread_cap_bytes_ / block_bytes);
+    const size_t capacity = std::min(StackCapacityOf(c), may_keep);
+    wanted = std::clamp<size_t>(wanted, 1, std::min(kMaxMove, 1 + capacity));
+    refill = static_cast<uint16_t>(std::min(2 * wanted, kMaxMove));
+  }
+  void* blocks[kMaxMove];
+  absl::StatusOr<SessionCache::Taken> taken =
+      cache_->Take(c, absl::MakeSpan(blocks).subspan(0, wanted));
+  if (!taken.ok()) return taken.status();
+  CountOne(&mine->allocations);
+  if (taken->waited) CountOne(&mine->refills);
+  size_t kept = 0;
+  {
+    RankedMutexLock lock(&mine->mu);
+    const size_t extra = taken->blocks - 1;
+    if (static_cast<size_t>(stack.limit - stack.floor) < extra) {
+      mine->room_bytes += (extra - static_cast<size_t>(stack.limit - stack.floor)) * block_bytes;
+      stack.limit = stack.floor + extra;
+    }
+    // The lowest address on top: neighbours are handed out in order.
+    for (size_t i = taken->blocks; i-- > 1 && stack.top != stack.limit;) {
+      *stack.top++ = blocks[i];
+      ++kept;
+    }
+    SPANPOOL_CHECK_EQ(kept, extra);  // the stack was empty, and only its thread fills it
+  }
+  return blocks[0];
+}
+
+void ThreadCaches::Free(CacheClass c, void* block, const void* call_site) {
+  const size_t index = StackIndexOf(c);
+  OwnedCache* const mine = index == 0 ? nullptr : Mine();
+  if (mine == nullptr) {
+    cache_->Give(c, {&block, 1}, call_site);
+    return;
+  }
+  Stack& stack = mine->stacks[index];
+  const uint64_t block_bytes = BlockBytesOf(c);
+  void* moved[kMaxMove];
+  size_t count = 0;
+  {
+    RankedMutexLock lock(&mine->mu);
+    if (stack.top == stack.limit) {
+      const auto room = static_cast<size_t>(stack.limit - stack.floor);
+      const size_t capacity = StackCapacityOf(c);
+      const size_t grow = std::min(BatchOf(c), capacity - std::min(room, capacity));
+      if (grow > 0 && mine->room_bytes + grow * block_bytes <= thread_cap_bytes_) {
+        stack.limit += grow;
+        mine->room_bytes += grow * block_bytes;
+      } else if (room == 0) {
+        moved[count++] = block;
+      } else {
+        // The older half goes: what was freed last is warm.
+        count = std::min((room + 1) / 2, kMaxMove);
+        std::copy(stack.floor, stack.floor + count, moved);
+        std::copy(stack.floor + count, stack.top, stack.floor);
+        stack.top -= count;
+      }
+    }
+    if (stack.top != stack.limit) *stack.top++ = block;
+  }
+  if (count > 0) cache_->Give(c, {moved, count}, call_site);
+}
+
+void ThreadCaches::CountOther(bool waited) {
+  other_allocations_.fetch_add(1, std::memory_order_relaxed);
+  if (waited) other_refills_.fetch_add(1, std::memory_order_relaxed);
+}
+
+void ThreadCaches::Drain(OwnedCache* cache, const void* call_site) {
+  void* moved[kMaxMove];
+  for (size_t index = 2; index < kStacks; ++index) {
+    Stack& stack = cache->stacks[index];
+    for (;;) {
+      size_t count;
+      {
+        RankedMutexLock lock(&cache->mu);
+        count = std::min(static_cast<size_t>(stack.top - stack.floor), kMaxMove);
+        std::copy(stack.top - count, stack.top, moved);
+        stack.top -= count;
+        if (stack.top == stack.floor) {
+          const CacheClass c = CacheClassOfStack(index);
+          cache->room_bytes -= static_cast<uint64_t>(stack.limit - stack.floor) * BlockBytesOf(c);
+          stack.limit = stack.floor;
+          cache->refill[index] = 0;
+        }
+      }
+      if (count == 0) break;
+      cache_->Give(CacheClassOfStack(index), {moved, count}, call_site);
+    }
+  }
+}
+
+void ThreadCaches::DrainMine() {
+  if (OwnedCache* const mine = Mine(); mine != nullptr) Drain(mine, nullptr);
+}
+
+ThreadCaches::Counts ThreadCaches::counts() {
+  RankedMutexLock lock(&registry_mu);
+  Counts counts = ended_;
+  for (OwnedCache* cache = caches_; cache != nullptr; cache = cache->next) {
+    counts.allocations += ReadCount(&cache->allocations);
+    counts.refills += ReadCount(&cache->refills);
+  }
+  counts.allocations += other_allocations_.load(std::memory_order_relaxed);
+  counts.refills += other_refills_.load(std::memory_order_relaxed);
+  return counts;
+}
+
+}  // namespace spanpool::internal

@@ -1,0 +1,404 @@
+#include "server/attach_server.h"
+
+#include <fcntl.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/time/clock.h"
+#include "proto/layout/session_segment.h"
+
+namespace spanpool {
+namespace {
+
+using layout::AccessMode;
+using layout::AttachHeader;
+using layout::AttachType;
+using layout::UniqueFd;
+
+constexpr absl::Duration kAcceptPause = absl::Milliseconds(100);
+constexpr int kAcceptsAtOnce = 16;
+
+// Cuts `text` to what fits, with the terminating zero.
+template <size_t N>
+void SetMessage(char (&to)[N], absl::string_view text) {
+  const size_t length = std::min(text.size(), N - 1);
+  std::memcpy(to, text.data(), length);
+  to[length] = 0;
+}
+
+// A reply of type T that says no.
+template <typename T>
+T Refusal(const absl::Status& status) {
+  T reply;
+  reply.code = static_cast<int32_t>(status.code());
+  SetMessage(reply.message, status.message());
+  return reply;
+}
+
+template <typename T>
+bool Send(int fd, const T& message, std::span<const int> fds = {}) {
+  return layout::SendPacket(fd, layout::BytesOf(message), fds).ok();
+}
+
+// The message of type T that `bytes` are, if they have its size.
+template <typename T>
+std::optional<T> Parse(std::span<const std::byte> bytes) {
+  if (bytes.size() != sizeof(T)) return std::nullopt;
+  T message;
+  std::memcpy(&message, bytes.data(), sizeof(T));
+  return message;
+}
+
+absl::Status CheckHeader(const AttachHeader& header) {
+  if (header.magic != layout::kAttachMagic) {
+    return absl::InvalidArgumentError("these bytes are not spanpool's attach protocol");
+  }
+  if (header.version != layout::kLayoutVersion) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "the client speaks version ", header.version, " of the attach protocol and this daemon ",
+        layout::kLayoutVersion, ": use client and daemon of one release"));
+  }
+  if (header.reserved != 0) return absl::InvalidArgumentError("a reserved field is not zero");
+  return absl::OkStatus();
+}
+
+const char* Name(AccessLevel level) {
+  switch (level) {
+    case AccessLevel::kNone:
+      return "no";
+    case AccessLevel::kRead:
+      return "READ";
+    case AccessLevel::kWrite:
+      return "WRITE";
+    case AccessLevel::kAdmin:
+      return "ADMIN";
+  }
+  return "unknown";
+}
+
+}  // namespace
+
+AttachServer::AttachServer(UniqueFd listener, std::vector<Pool*> pools, SessionTable* sessions,
+                           Reaper* reaper, EventLoop* loop)
+    : pools_(std::move(pools)),
+      sessions_(sessions),
+      reaper_(reaper),
+      loop_(loop),
+      listener_(std::move(listener)),
+      spare_(open("/dev/null", O_RDONLY | O_CLOEXEC)) {}
+
+AttachServer::~AttachServer() {
+  for (const auto& [session, watch] : pidfd_watches_) loop_->Unwatch(watch);
+  for (const auto& [id, connection] : connections_) loop_->Unwatch(connection.watch);
+  loop_->Unwatch(listener_watch_);
+}
+
+absl::Status AttachServer::Start() {
+  auto watch = loop_->Watch(listener_.get(), EPOLLIN, [this](uint32_t) { Accept(); });
+  if (!watch.ok()) return watch.status();
+  listener_watch_ = *watch;
+  return absl::OkStatus();
+}
+
+void AttachServer::CloseConnection(uint32_t session_id) {
+  loop_->Post([this, session_id] {
+    const auto it = connection_of_session_.find(session_id);
+    if (it != connection_of_session_.end()) Close(it->second);
+  });
+}
+
+void AttachServer::StopListening() {
+  loop_->Unwatch(std::exchange(listener_watch_, EventLoop::kNoWatch));
+  listener_.reset();
+}
+
+void AttachServer::Accept() {
+  for (int i = 0; i < kAcceptsAtOnce; ++i) {
+    UniqueFd fd(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    if (!fd.valid()) {
+      if (errno == EINTR || errno == ECONNABORTED) continue;
+      if (errno == EAGAIN) return;
+      // Out of descriptors or memory. The listener stays readable, so do not come straight back.
+      // The spare descriptor lets one client at a time be told.
+      const int error = errno;
+      spare_.reset();
+      UniqueFd refused(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+      if (refused.valid()) {
+        Send(refused.get(), Refusal<layout::AttachReply>(absl::ResourceExhaustedError(absl::StrCat(
+                                "the daemon cannot take another connection: ", strerror(error)))));
+      }
+      refused.reset();
+      spare_ = UniqueFd(open("/dev/null", O_RDONLY | O_CLOEXEC));
+      loop_->Change(listener_watch_, 0);
+      loop_->PostAfter(kAcceptPause, [this] {
+        if (listener_watch_ != EventLoop::kNoWatch) loop_->Change(listener_watch_, EPOLLIN);
+      });
+      return;
+    }
+    absl::StatusOr<PeerIdentity> peer = PeerIdentityOf(fd.get());
+    if (!peer.ok()) continue;
+    if (pending_ >= kMaxPending) MakeRoomForPending();
+    const uint64_t id = next_connection_++;
+    auto watch =
+        loop_->Watch(fd.get(), EPOLLIN | EPOLLRDHUP, [this, id](uint32_t) { Receive(id); });
+    if (!watch.ok()) continue;
+    Connection& connection = connections_[id];
+    connection.id = id;
+    connection.fd = std::move(fd);
+    connection.peer = *std::move(peer);
+    connection.watch = *watch;
+    ++pending_;
+  }
+}
+
+void AttachServer::MakeRoomForPending() {
+  absl::flat_hash_map<uid_t, size_t> count;
+  for (const auto& [id, connection] : connections_) {
+    if (connection.session == nullptr) ++count[connection.peer.uid];
+  }
+  const auto most = std::max_element(
+      count.begin(), count.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
+  uint64_t oldest = next_connection_;
+  for (const auto& [id, connection] : connections_) {
+    if (connection.session == nullptr && connection.peer.uid == most->first) {
+      oldest = std::min(oldest, id);
+    }
+  }
+  Close(oldest);
+}
+
+void AttachServer::Receive(uint64_t id) {
+  const auto it = connections_.find(id);
+  if (it == connections_.end()) return;
+  Connection& connection = it->second;
+  std::array<std::byte, layout::kMaxAttachMessageBytes> buffer;
+  absl::StatusOr<layout::Packet> packet = layout::ReceivePacket(connection.fd.get(), buffer);
+  if (absl::IsDeadlineExceeded(packet.status())) return;
+  if (!packet.ok() || packet->bytes == 0) {
+    Close(id);
+    return;
+  }
+  bool keep = false;
+  if (packet->truncated || !packet->fds.empty()) {
+    Send(connection.fd.get(),
+         Refusal<layout::AttachReply>(absl::InvalidArgumentError(
+             "a message of the attach protocol is shorter and carries no descriptors")));
+  } else {
+    keep = Handle(connection, std::span(buffer).first(packet->bytes));
+  }
+  if (!keep) Close(id);
+}
+
+bool AttachServer::Handle(Connection& connection, std::span<const std::byte> bytes) {
+  const int fd = connection.fd.get();
+  AttachHeader header;
+  absl::Status status;
+  if (bytes.size() < sizeof(header)) {
+    status = absl::InvalidArgumentError("a message shorter than its header");
+  } else {
+    std::memcpy(&header, bytes.data(), sizeof(header));
+    status = CheckHeader(header);
+  }
+  if (status.ok()) {
+    const absl::Status wrong_size = absl::InvalidArgumentError(
+        absl::StrCat(bytes.size(), " bytes are not the size of a message of type ",
+                     static_cast<uint32_t>(header.type)));
+    switch (header.type) {
+      case AttachType::kAttachRequest: {
+        const auto request = Parse<layout::AttachRequest>(bytes);
+        if (request) return HandleAttach(connection, *request);
+        status = wrong_size;
+        break;
+      }
+      case AttachType::kArenaRequest: {
+        const auto request = Parse<layout::ArenaRequest>(bytes);
+        if (request) return HandleArena(connection, *request);
+        Send(fd, Refusal<layout::ArenaReply>(wrong_size));
+        return false;
+      }
+      case AttachType::kDetachRequest:
+        if (Parse<layout::DetachRequest>(bytes)) return HandleDetach(connection);
+        Send(fd, Refusal<layout::DetachReply>(wrong_size));
+        return false;
+      default:
+        status = absl::InvalidArgumentError(
+            absl::StrCat("no request has type ", static_cast<uint32_t>(header.type)));
+    }
+  }
+  Send(fd, Refusal<layout::AttachReply>(status));
+  return false;
+}
+
+bool AttachServer::HandleAttach(Connection& connection, const layout::AttachRequest& request) {
+  const int fd = connection.fd.get();
+  if (connection.session != nullptr) {
+    Send(fd, Refusal<layout::AttachReply>(
+                 absl::FailedPreconditionError("this connection has a session already")));
+    return false;
+  }
+  absl::StatusOr<std::shared_ptr<Session>> session = Attach(connection, request);
+  if (!session.ok()) {
+    uint64_t suppressed = 0;
+    if (refusal_log_.Allow(absl::Now(), &suppressed)) {
+      Log().warn("attach of pid {}, uid {} refused: {} ({} such lines suppressed)",
+                 connection.peer.pid, connection.peer.uid, std::string(session.status().message()),
+                 suppressed);
+    }
+    Send(fd, Refusal<layout::AttachReply>(session.status()));
+    return false;
+  }
+  layout::AttachReply reply;
+  reply.session_id = (*session)->id();
+  std::copy((*session)->token().begin(), (*session)->token().end(), reply.token);
+  reply.incarnation = (*session)->pool().incarnation();
+  reply.slot_capacity = layout::kSlotCapacity;
+  reply.limit_bytes = (*session)->pool().config().limit_bytes;
+  reply.address_bytes = (*session)->pool().address_bytes();
+  const int fds[] = {(*session)->memory().session_fd(),
+                     (*session)->memory().control_read_only_fd()};
+  if (!Send(fd, reply, fds)) {
+    // The client knows nothing of the session, which holds nothing.
+    (void)(*session)->pool().Detach(**session);
+    return false;
+  }
+  (*session)->memory().CloseControlFd();
+  connection.session = *session;
+  connection_of_session_[(*session)->id()] = connection.id;
+  --pending_;
+  WatchProcess(*session);
+  Log().info("pool {}: {} attached", (*session)->pool().name(), (*session)->Describe());
+  return true;
+}
+
+absl::StatusOr<std::shared_ptr<Session>> AttachServer::Attach(
+    const Connection& connection, const layout::AttachRequest& request) {
+  const size_t length = strnlen(request.pool, sizeof(request.pool));
+  if (length == sizeof(request.pool)) {
+    return absl::InvalidArgumentError("the pool's name has no end");
+  }
+  if (request.reserved != 0) return absl::InvalidArgumentError("a reserved field is not zero");
+  const absl::string_view name(request.pool, length);
+  AccessLevel wanted;
+  switch (request.access) {
+    case AccessMode::kRead:
+      wanted = AccessLevel::kRead;
+      break;
+    case AccessMode::kWrite:
+      wanted = AccessLevel::kWrite;
+      break;
+    default:
+      return absl::InvalidArgumentError(
+          absl::StrCat("access ", static_cast<uint32_t>(request.access), "; expected 1 or 2"));
+  }
+
+  Pool* pool = nullptr;
+  std::vector<std::string> usable;
+  for (Pool* candidate : pools_) {
+    if (AccessOf(connection.peer, geteuid(), candidate->config().allow) != AccessLevel::kNone) {
+      usable.push_back(candidate->name());
+    }
+    if (candidate->name() == name) pool = candidate;
+  }
+  if (pool == nullptr) {
+    return absl::NotFoundError(
+        absl::StrCat("there is no pool \"", Printable(name), "\"; uid ", connection.peer.uid,
+                     " may use: ", usable.empty() ? "none" : absl::StrJoin(usable, ", ")));
+  }
+  const AccessLevel granted = AccessOf(connection.peer, geteuid(), pool->config().allow);
+  if (granted < wanted) {
+    return absl::PermissionDeniedError(absl::StrCat(
+        "uid ", connection.peer.uid, " has ", Name(granted), " access to pool ", pool->name(),
+        " and asks for ", Name(wanted), ": add `allow { uid: ", connection.peer.uid,
+        " access: ", Name(wanted), " }` to the pool in the daemon's configuration"));
+  }
+  if (sessions_->full()) {
+    return absl::ResourceExhaustedError(
+        "the daemon has as many sessions as it may: end some, or raise limits.sessions in its "
+        "configuration");
+  }
+  absl::StatusOr<UniqueFd> pidfd = PidfdOf(connection.fd.get(), connection.peer);
+  if (!pidfd.ok()) return pidfd.status();
+  return pool->Attach(connection.peer, request.access, *std::move(pidfd));
+}
+
+void AttachServer::WatchProcess(const std::shared_ptr<Session>& session) {
+  // The closure keeps the session, and so its pidfd, for as long as it is watched.
+  auto watch = loop_->Watch(session->pidfd(), EPOLLIN, [this, session](uint32_t) {
+    const auto node = pidfd_watches_.extract(session->id());
+    if (!node.empty()) loop_->Unwatch(node.mapped());
+    reaper_->ProcessDied(session);
+  });
+  if (watch.ok()) {
+    pidfd_watches_[session->id()] = *watch;
+    return;
+  }
+  // Without a watch its death would never be seen. Try again until it works.
+  Log().error("pool {}: cannot watch {}: {}", session->pool().name(), session->Describe(),
+              std::string(watch.status().message()));
+  loop_->PostAfter(kAcceptPause, [this, session] {
+    if (session->state() != SessionState::kEnded) WatchProcess(session);
+  });
+}
+
+bool AttachServer::HandleArena(Connection& connection, const layout::ArenaRequest& request) {
+  const int fd = connection.fd.get();
+  if (connection.session == nullptr) {
+    Send(fd, Refusal<layout::ArenaReply>(absl::FailedPreconditionError("attach first")));
+    return false;
+  }
+  Session& session = *connection.session;
+  auto files = session.pool().arenas().FilesOf(ArenaIndex(request.arena),
+                                               session.access() == AccessMode::kWrite);
+  if (!files.ok()) {
+    auto reply = Refusal<layout::ArenaReply>(files.status());
+    reply.arena = request.arena;
+    return Send(fd, reply);
+  }
+  layout::ArenaReply reply;
+  reply.arena = request.arena;
+  const int fds[] = {files->data, files->table};
+  return Send(fd, reply, fds);
+}
+
+bool AttachServer::HandleDetach(Connection& connection) {
+  const int fd = connection.fd.get();
+  if (connection.session == nullptr) {
+    Send(fd, Refusal<layout::DetachReply>(absl::FailedPreconditionError("attach first")));
+    return false;
+  }
+  const std::shared_ptr<Session> session = connection.session;
+  if (absl::Status status = session->pool().Detach(*session); !status.ok()) {
+    return Send(fd, Refusal<layout::DetachReply>(status));
+  }
+  const auto node = pidfd_watches_.extract(session->id());
+  if (!node.empty()) loop_->Unwatch(node.mapped());
+  Send(fd, layout::DetachReply());
+  Log().info("pool {}: {} detached", session->pool().name(), session->Describe());
+  return false;
+}
+
+void AttachServer::Close(uint64_t id) {
+  const auto it = connections_.find(id);
+  if (it == connections_.end()) return;
+  Connection& connection = it->second;
+  loop_->Unwatch(connection.watch);
+  if (connection.session == nullptr) {
+    --pending_;
+  } else {
+    connection_of_session_.erase(connection.session->id());
+    connection.session->pool().LifelineEnded(*connection.session);
+  }
+  connections_.erase(it);
+}
+
+}  // namespace spanpool

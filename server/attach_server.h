@@ -1,0 +1,97 @@
+// The attach socket: who may join a pool, which descriptors they get, and when their process ends.
+//
+// proto/layout/attach.h has the protocol. Every byte that comes in is hostile until checked: a
+// message is looked at only if it has the size of its type, and copied once. The daemon never waits
+// for a client: sockets are non-blocking, and one that has no room for a reply is closed, which
+// detaches its session.
+//
+// Everything happens on the event loop's thread, but for CloseConnection and the constructor.
+// Connections that have not attached are few (kMaxPending); when there is one too many, the oldest
+// of the uid that has most is closed.
+
+#ifndef SPANPOOL_SERVER_ATTACH_SERVER_H_
+#define SPANPOOL_SERVER_ATTACH_SERVER_H_
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+#include "proto/layout/attach.h"
+#include "proto/layout/packet.h"
+#include "server/event_loop.h"
+#include "server/log.h"
+#include "server/peer.h"
+#include "server/pool.h"
+#include "server/reaper.h"
+#include "server/session_table.h"
+
+namespace spanpool {
+
+class AttachServer {
+ public:
+  static constexpr size_t kMaxPending = 64;
+
+  // All outlive this object; the loop does not run yet. `listener` is a listening SOCK_SEQPACKET.
+  AttachServer(layout::UniqueFd listener, std::vector<Pool*> pools, SessionTable* sessions,
+               Reaper* reaper, EventLoop* loop);
+  // The loop has stopped. Lifelines are closed; sessions stay as they are.
+  ~AttachServer();
+  AttachServer(const AttachServer&) = delete;
+  AttachServer& operator=(const AttachServer&) = delete;
+
+  absl::Status Start();
+
+  // Closes the connection of a session, which was evicted. Thread-safe; returns at once.
+  void CloseConnection(uint32_t session_id);
+
+  // No new connection is accepted from now on. Loop thread.
+  void StopListening();
+
+ private:
+  struct Connection {
+    uint64_t id = 0;
+    layout::UniqueFd fd;
+    PeerIdentity peer;
+    EventLoop::WatchId watch = EventLoop::kNoWatch;
+    std::shared_ptr<Session> session;  // null until attached
+  };
+
+  void Accept();
+  void MakeRoomForPending();
+  void Receive(uint64_t id);
+  // Handles one message; false closes the connection.
+  bool Handle(Connection& connection, std::span<const std::byte> bytes);
+  bool HandleAttach(Connection& connection, const layout::AttachRequest& request);
+  bool HandleArena(Connection& connection, const layout::ArenaRequest& request);
+  bool HandleDetach(Connection& connection);
+  absl::StatusOr<std::shared_ptr<Session>> Attach(const Connection& connection,
+                                                  const layout::AttachRequest& request);
+  void Close(uint64_t id);
+  void WatchProcess(const std::shared_ptr<Session>& session);
+
+  // Constant.
+  const std::vector<Pool*> pools_;
+  SessionTable* const sessions_;
+  Reaper* const reaper_;
+  EventLoop* const loop_;
+
+  // The loop's thread.
+  layout::UniqueFd listener_;
+  EventLoop::WatchId listener_watch_ = EventLoop::kNoWatch;
+  layout::UniqueFd spare_;  // given up to be able to refuse when no descriptor is left
+  uint64_t next_connection_ = 1;
+  absl::flat_hash_map<uint64_t, Connection> connections_;
+  absl::flat_hash_map<uint32_t, uint64_t> connection_of_session_;
+  absl::flat_hash_map<uint32_t, EventLoop::WatchId> pidfd_watches_;  // by session
+  size_t pending_ = 0;
+  LogLimit refusal_log_{20, absl::Seconds(1)};
+};
+
+}  // namespace spanpool
+
+#endif  // SPANPOOL_SERVER_ATTACH_SERVER_H_

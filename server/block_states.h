@@ -1,0 +1,36 @@
+// What the heap wants to know of blocks, answered from the pool's block tables.
+//
+// Every word was written by clients: it is copied once and the copy is judged. A word that makes no
+// sense (frozen, or freed with references) counts as in use, so the worst a lie does is to keep the
+// span it stands in from being used again.
+//
+// Thread-safe for different spans, as BlockStates asks.
+
+#ifndef SPANPOOL_SERVER_BLOCK_STATES_H_
+#define SPANPOOL_SERVER_BLOCK_STATES_H_
+
+#include <cstdint>
+
+#include "absl/types/span.h"
+#include "allocator/span.h"
+#include "server/pool_arenas.h"
+
+namespace spanpool {
+
+// The granule that names block `index` of `span`, whose blocks are 64 bytes or more.
+GranuleId GranuleOfBlock(const Span& span, uint32_t index);
+
+class TableBlockStates : public BlockStates {
+ public:
+  // `arenas` outlives this object.
+  explicit TableBlockStates(PoolArenas* arenas) : arenas_(arenas) {}
+
+  uint32_t Sweep(const Span& span, absl::Span<uint64_t> in_use) override;
+
+ private:
+  PoolArenas* const arenas_;
+};
+
+}  // namespace spanpool
+
+#endif  // SPANPOOL_SERVER_BLOCK_STATES_H_

@@ -1,0 +1,206 @@
+#include "server/daemon.h"
+
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "grpcpp/ext/proto_server_reflection_plugin.h"
+#include "grpcpp/health_check_service_interface.h"
+#include "grpcpp/resource_quota.h"
+#include "grpcpp/server_builder.h"
+#include "proto/layout/run_dir.h"
+#include "server/log.h"
+
+namespace spanpool {
+namespace {
+
+// Threads that carry out Exchange messages, for each of the two servers: one may be waiting for
+// the kernel to back memory while the other serves whoever needs none.
+constexpr int kExchangeThreads = 2;
+// Memory that gRPC may use for what is under way, per server.
+constexpr size_t kGrpcQuotaBytes = 256 << 20;
+// An Exchange stream and a few short calls are all that a client has on a connection.
+constexpr int kMaxStreamsPerConnection = 16;
+constexpr int kIdleConnectionMs = 600'000;
+// Descriptors of one session: lifeline, pidfd, segment, and twice its gRPC connection.
+constexpr uint64_t kDescriptorsPerSession = 5;
+
+// Makes room for as many descriptors as the sessions and arenas need, as far as this process may.
+void RaiseDescriptorLimit(const DaemonConfig& config) {
+  uint64_t needed = 512 + config.max_sessions * kDescriptorsPerSession;
+  for (const PoolConfig& pool : config.pools) {
+    needed += 2 * uint64_t{Heap::MaxArenas(pool.limit_bytes)};
+  }
+  rlimit limit;
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= needed) return;
+  limit.rlim_cur = std::min<rlim_t>(std::max<rlim_t>(needed, limit.rlim_cur), limit.rlim_max);
+  setrlimit(RLIMIT_NOFILE, &limit);
+  if (limit.rlim_cur < needed) {
+    Log().warn(
+        "at most {} descriptors may be open, and {} sessions and the pools' arenas could "
+        "need {}: raise `ulimit -n` or lower limits.sessions",
+        limit.rlim_cur, config.max_sessions, needed);
+  }
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(DaemonConfig config) {
+  const absl::StatusOr<uint64_t> available = MemoryLimit().AvailableBytes();
+  if (!available.ok()) return available.status();
+  config = WithDefaults(std::move(config), *available);
+  if (config.run_dir.empty()) config.run_dir = layout::DefaultRunDirectory();
+  if (config.run_dir.empty()) {
+    return absl::FailedPreconditionError(
+        "no run directory: XDG_RUNTIME_DIR is not set; name a folder with --run_dir or "
+        "SPANPOOL_RUN_DIR");
+  }
+  for (const PoolConfig& pool : config.pools) {
+    if (pool.limit_bytes > *available) {
+      Log().warn(
+          "pool {}: its limit of {} MiB is more than the {} MiB that are available; "
+          "allocations will be refused before memory runs out",
+          pool.name, pool.limit_bytes >> 20, *available >> 20);
+    }
+  }
+  absl::StatusOr<RunDirectory> run_directory = RunDirectory::Open(config.run_dir);
+  if (!run_directory.ok()) return run_directory.status();
+  std::unique_ptr<Daemon> daemon(new Daemon(std::move(config), *std::move(run_directory)));
+  if (absl::Status status = daemon->Serve(); !status.ok()) return status;
+  return daemon;
+}
+
+Daemon::Daemon(DaemonConfig config, RunDirectory run_directory)
+    : config_(std::move(config)),
+      run_directory_(std::move(run_directory)),
+      sessions_(config_.max_sessions) {}
+
+absl::Status Daemon::Serve() {
+  RaiseDescriptorLimit(config_);
+  std::vector<Pool*> pools;
+  std::vector<const Pool*> const_pools;
+  for (const PoolConfig& config : config_.pools) {
+    pools_.push_back(std::make_unique<Pool>(config, &memory_, &sessions_));
+    pools.push_back(pools_.back().get());
+    const_pools.push_back(pools_.back().get());
+  }
+  housekeeper_ = std::make_unique<Housekeeper>(pools);
+  reaper_ = std::make_unique<Reaper>();
+  absl::StatusOr<std::unique_ptr<EventLoop>> loop = EventLoop::Create();
+  if (!loop.ok()) return loop.status();
+  loop_ = *std::move(loop);
+
+  auto attach_socket = run_directory_.Listen(layout::kAttachSocketName, SOCK_SEQPACKET);
+  if (!attach_socket.ok()) return attach_socket.status();
+  attach_server_ = std::make_unique<AttachServer>(*std::move(attach_socket), pools, &sessions_,
+                                                  reaper_.get(), loop_.get());
+  if (absl::Status status = attach_server_->Start(); !status.ok()) return status;
+
+  grpc::EnableDefaultHealthCheckService(true);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  if (absl::Status status =
+          StartFront(&admins_, std::make_unique<AdminService>(const_pools, absl::Now()));
+      !status.ok()) {
+    return status;
+  }
+  if (absl::Status status = StartFront(&others_, std::make_unique<DeniedAdminService>());
+      !status.ok()) {
+    return status;
+  }
+  auto grpc_socket = run_directory_.Listen(layout::kGrpcSocketName, SOCK_STREAM);
+  if (!grpc_socket.ok()) return grpc_socket.status();
+  grpc_listener_ = std::make_unique<GrpcListener>(
+      *std::move(grpc_socket),
+      GrpcListener::Options{.max_connections = size_t{config_.max_sessions} + 64,
+                            .max_of_one_uid = config_.max_sessions,
+                            .role = [this](const PeerIdentity& peer) { return RoleOf(peer); }},
+      admins_.server.get(), others_.server.get(), loop_.get());
+  if (absl::Status status = grpc_listener_->Start(); !status.ok()) return status;
+  loop_->Start();
+  for (const std::unique_ptr<Pool>& pool : pools_) {
+    Log().info("pool {}: limit {} MiB, {} MiB kept ready, incarnation {:08x}", pool->name(),
+               pool->config().limit_bytes >> 20, pool->config().reserve_bytes.value_or(0) >> 20,
+               pool->incarnation());
+  }
+  Log().info("serving {}", run_directory_.path());
+  return absl::OkStatus();
+}
+
+absl::Status Daemon::StartFront(Front* front, std::unique_ptr<v1::Admin::Service> admin_service) {
+  front->admin_service = std::move(admin_service);
+  front->pool_service =
+      std::make_unique<PoolService>(&sessions_, [this](Session& session, const absl::Status& why) {
+        session.pool().Evict(session, why);
+        attach_server_->CloseConnection(session.id());
+      });
+  grpc::ResourceQuota quota("spanpoold");
+  quota.Resize(kGrpcQuotaBytes);
+  quota.SetMaxThreads(static_cast<int>(config_.max_threads));
+  grpc::ServerBuilder builder;
+  builder.SetResourceQuota(quota);
+  builder.SetMaxReceiveMessageSize(static_cast<int>(config_.max_message_bytes));
+  builder.SetSyncServerOption(grpc::ServerBuilder::NUM_CQS, 1);
+  builder.SetSyncServerOption(grpc::ServerBuilder::MIN_POLLERS, 1);
+  builder.SetSyncServerOption(grpc::ServerBuilder::MAX_POLLERS, 2);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxStreamsPerConnection);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, kIdleConnectionMs);
+  builder.RegisterService(front->admin_service.get());
+  front->pool_service->Register(&builder);
+  front->server = builder.BuildAndStart();
+  if (front->server == nullptr) return absl::InternalError("gRPC server could not be started");
+  front->pool_service->Start(kExchangeThreads);
+  return absl::OkStatus();
+}
+
+GrpcListener::Role Daemon::RoleOf(const PeerIdentity& peer) const {
+  if (peer.uid == 0 || peer.uid == geteuid()) return GrpcListener::Role::kAdmin;
+  bool admin_of_all = true;
+  bool member = false;
+  for (const std::unique_ptr<Pool>& pool : pools_) {
+    const AccessLevel access = AccessOf(peer, geteuid(), pool->config().allow);
+    admin_of_all = admin_of_all && access == AccessLevel::kAdmin;
+    member = member || access != AccessLevel::kNone;
+  }
+  if (admin_of_all) return GrpcListener::Role::kAdmin;
+  return member ? GrpcListener::Role::kMember : GrpcListener::Role::kStranger;
+}
+
+Daemon::~Daemon() { Stop(); }
+
+void Daemon::Stop() {
+  if (std::exchange(stopped_, true)) return;
+  for (Front* front : {&admins_, &others_}) {
+    if (front->server != nullptr) {
+      front->server->GetHealthCheckService()->SetServingStatus(false);
+    }
+  }
+  run_directory_.RemoveSockets();
+  if (loop_ != nullptr) {
+    loop_->Post([this] {
+      if (attach_server_ != nullptr) attach_server_->StopListening();
+      if (grpc_listener_ != nullptr) grpc_listener_->StopListening();
+    });
+  }
+  for (const std::unique_ptr<Pool>& pool : pools_) pool->Stop();
+  const auto deadline = absl::ToChronoTime(absl::Now() + config_.grace);
+  for (Front* front : {&admins_, &others_}) {
+    if (front->server == nullptr) continue;
+    front->pool_service->Drain();
+    front->server->Shutdown(deadline);
+    front->pool_service->Shutdown();
+  }
+  if (loop_ != nullptr) loop_->Stop();
+  grpc_listener_.reset();
+  attach_server_.reset();
+  loop_.reset();
+  reaper_.reset();
+  housekeeper_.reset();
+  Log().info("stopped");
+}
+
+}  // namespace spanpool

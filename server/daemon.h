@@ -1,0 +1,79 @@
+// The daemon as a whole: puts the parts together, in order, and takes them apart in the other.
+//
+// Start returns once it serves; Stop drains:
+//   health says NOT_SERVING ─▶ socket names go, listeners close ─▶ each stream ends with
+//   UNAVAILABLE after its answer ─▶ other calls may finish within the grace period ─▶ all ends
+// Clients keep what they have mapped; their lifelines end.
+
+#ifndef SPANPOOL_SERVER_DAEMON_H_
+#define SPANPOOL_SERVER_DAEMON_H_
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "grpcpp/server.h"
+#include "server/admin_service.h"
+#include "server/attach_server.h"
+#include "server/config.h"
+#include "server/event_loop.h"
+#include "server/grpc_listener.h"
+#include "server/housekeeper.h"
+#include "server/memory_limit.h"
+#include "server/pool.h"
+#include "server/pool_service.h"
+#include "server/reaper.h"
+#include "server/run_directory.h"
+#include "server/session_table.h"
+
+namespace spanpool {
+
+class Daemon {
+ public:
+  // Serves `config`, whose gaps are filled in.
+  //   ALREADY_EXISTS  another daemon serves the run directory
+  //   and whatever is wrong with the run directory, or short
+  static absl::StatusOr<std::unique_ptr<Daemon>> Start(DaemonConfig config);
+  ~Daemon();  // stops
+  Daemon(const Daemon&) = delete;
+  Daemon& operator=(const Daemon&) = delete;
+
+  // Drains and stops. The second call does nothing. Not thread-safe.
+  void Stop();
+
+  const std::string& run_directory() const { return run_directory_.path(); }
+
+ private:
+  // One gRPC server with its services; there is one for administrators and one for others.
+  struct Front {
+    std::unique_ptr<PoolService> pool_service;
+    std::unique_ptr<v1::Admin::Service> admin_service;
+    std::unique_ptr<grpc::Server> server;
+  };
+
+  Daemon(DaemonConfig config, RunDirectory run_directory);
+
+  absl::Status Serve();
+  absl::Status StartFront(Front* front, std::unique_ptr<v1::Admin::Service> admin_service);
+  GrpcListener::Role RoleOf(const PeerIdentity& peer) const;
+
+  const DaemonConfig config_;
+  RunDirectory run_directory_;
+  const MemoryLimit memory_;
+  SessionTable sessions_;
+  std::vector<std::unique_ptr<Pool>> pools_;
+  std::unique_ptr<Housekeeper> housekeeper_;
+  std::unique_ptr<Reaper> reaper_;
+  std::unique_ptr<EventLoop> loop_;
+  std::unique_ptr<AttachServer> attach_server_;
+  Front admins_;
+  Front others_;
+  std::unique_ptr<GrpcListener> grpc_listener_;
+  bool stopped_ = false;
+};
+
+}  // namespace spanpool
+
+#endif  // SPANPOOL_SERVER_DAEMON_H_

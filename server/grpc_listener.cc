@@ -1,0 +1,109 @@
+#include "server/grpc_listener.h"
+
+#include <fcntl.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "absl/time/clock.h"
+#include "grpcpp/server_posix.h"
+
+namespace spanpool {
+namespace {
+
+using layout::UniqueFd;
+
+constexpr absl::Duration kAcceptPause = absl::Milliseconds(100);
+constexpr int kAcceptsAtOnce = 16;
+
+}  // namespace
+
+GrpcListener::GrpcListener(UniqueFd listener, Options options, grpc::Server* admins,
+                           grpc::Server* others, EventLoop* loop)
+    : options_(std::move(options)),
+      admins_(admins),
+      others_(others),
+      loop_(loop),
+      listener_(std::move(listener)),
+      spare_(open("/dev/null", O_RDONLY | O_CLOEXEC)) {}
+
+GrpcListener::~GrpcListener() {
+  for (const auto& [id, connection] : connections_) loop_->Unwatch(connection.watch);
+  loop_->Unwatch(listener_watch_);
+}
+
+absl::Status GrpcListener::Start() {
+  auto watch = loop_->Watch(listener_.get(), EPOLLIN, [this](uint32_t) { Accept(); });
+  if (!watch.ok()) return watch.status();
+  listener_watch_ = *watch;
+  return absl::OkStatus();
+}
+
+void GrpcListener::StopListening() {
+  loop_->Unwatch(std::exchange(listener_watch_, EventLoop::kNoWatch));
+  listener_.reset();
+}
+
+void GrpcListener::Accept() {
+  for (int i = 0; i < kAcceptsAtOnce; ++i) {
+    UniqueFd fd(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    if (fd.valid()) {
+      Take(std::move(fd));
+      continue;
+    }
+    if (errno == EINTR || errno == ECONNABORTED) continue;
+    if (errno == EAGAIN) return;
+    // Out of descriptors or memory: turn one client away, and do not come straight back.
+    spare_.reset();
+    UniqueFd(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
+    spare_ = UniqueFd(open("/dev/null", O_RDONLY | O_CLOEXEC));
+    loop_->Change(listener_watch_, 0);
+    loop_->PostAfter(kAcceptPause, [this] {
+      if (listener_watch_ != EventLoop::kNoWatch) loop_->Change(listener_watch_, EPOLLIN);
+    });
+    return;
+  }
+}
+
+void GrpcListener::Take(UniqueFd fd) {
+  const absl::StatusOr<PeerIdentity> peer = PeerIdentityOf(fd.get());
+  if (!peer.ok()) return;
+  const Role role = options_.role(*peer);
+  const size_t most = role == Role::kAdmin    ? options_.max_connections
+                      : role == Role::kMember ? options_.max_of_one_uid
+                                              : options_.max_of_one_stranger;
+  size_t& count = by_uid_[peer->uid];
+  if (connections_.size() >= options_.max_connections || count >= most) {
+    uint64_t suppressed = 0;
+    if (refusal_log_.Allow(absl::Now(), &suppressed)) {
+      Log().warn(
+          "gRPC connection of pid {}, uid {} refused: uid has {}, all have {} "
+          "({} such lines suppressed)",
+          peer->pid, peer->uid, count, connections_.size(), suppressed);
+    }
+    return;
+  }
+  UniqueFd watched(fcntl(fd.get(), F_DUPFD_CLOEXEC, 0));
+  if (!watched.valid()) return;
+  const uint64_t id = next_id_++;
+  auto watch = loop_->Watch(watched.get(), EPOLLRDHUP, [this, id](uint32_t) { Ended(id); });
+  if (!watch.ok()) return;
+  connections_[id] = {std::move(watched), *watch, peer->uid};
+  ++count;
+  grpc::AddInsecureChannelFromFd(role == Role::kAdmin ? admins_ : others_, fd.release());
+}
+
+void GrpcListener::Ended(uint64_t id) {
+  const auto it = connections_.find(id);
+  if (it == connections_.end()) return;
+  loop_->Unwatch(it->second.watch);
+  const auto count = by_uid_.find(it->second.uid);
+  if (--count->second == 0) by_uid_.erase(count);
+  connections_.erase(it);
+}
+
+}  // namespace spanpool

@@ -1,0 +1,443 @@
+#include "server/pool.h"
+
+#include <sys/random.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "allocator/check.h"
+#include "proto/layout/block_table.h"
+#include "proto/layout/block_word.h"
+#include "proto/layout/session_segment.h"
+#include "proto/layout/slot.h"
+
+namespace spanpool {
+namespace {
+
+using layout::BlockWord;
+using layout::Slot;
+using layout::SlotState;
+
+// A member that keeps changing a word can make our compare-and-swap fail for ever. An honest one
+// changes it a few times at most.
+constexpr int kMaxWordTries = 10'000;
+constexpr absl::Duration kFutileSweepPause = absl::Milliseconds(1);
+
+template <typename T>
+T Random() {
+  T value;
+  auto* bytes = reinterpret_cast<char*>(&value);
+  for (size_t done = 0; done < sizeof(T);) {
+    const ssize_t got = getrandom(bytes + done, sizeof(T) - done, 0);
+    if (got > 0) done += static_cast<size_t>(got);
+  }
+  return value;
+}
+
+uint32_t NewIncarnation() {
+  for (;;) {
+    if (const auto value = Random<uint32_t>(); value != 0) return value;
+  }
+}
+
+std::string Mib(uint64_t bytes) {
+  return absl::StrCat(bytes >> 20, ".", (bytes >> 10 & 1023) * 10 >> 10, " MiB");
+}
+
+// Requires a want that CheckBatch let pass.
+PageCount PagesOf(const ExchangeWant& want) {
+  const SpanClass span_class = SpanClass::FromValue(static_cast<uint8_t>(want.span_class));
+  return span_class.large() ? PageCount(want.pages) : SpanPages(span_class.size_class());
+}
+
+std::vector<uint64_t> TrimmedBitmap(absl::Span<const uint64_t> words) {
+  size_t length = words.size();
+  while (length != 0 && words[length - 1] == 0) --length;
+  return std::vector<uint64_t>(words.begin(), words.begin() + static_cast<ptrdiff_t>(length));
+}
+
+}  // namespace
+
+Pool::Pool(const PoolConfig& config, const MemoryLimit* memory, SessionTable* sessions)
+    : config_(config),
+      sessions_(sessions),
+      incarnation_(NewIncarnation()),
+      max_arenas_(
+          std::min<uint32_t>(Heap::MaxArenas(config.limit_bytes), kMaxPoolBytes / kArenaBytes)),
+      arenas_(config.name, max_arenas_, memory),
+      block_states_(&arenas_),
+      heap_(HeapOptions{.limit_bytes = config.limit_bytes,
+                        .reserve_bytes = config.reserve_bytes.value_or(0),
+                        .max_arenas = max_arenas_},
+            &arenas_, &block_states_) {}
+
+absl::StatusOr<std::shared_ptr<Session>> Pool::Attach(const PeerIdentity& peer,
+                                                      layout::AccessMode access,
+                                                      layout::UniqueFd pidfd) {
+  auto memory = SessionMemory::Create(incarnation_);
+  if (!memory.ok()) return memory.status();
+  auto session =
+      std::make_shared<Session>(this, sessions_->NextId(), Random<SessionToken>(), peer, access,
+                                config_.session_limit_bytes, std::move(pidfd), *std::move(memory));
+  if (absl::Status status = sessions_->Add(session); !status.ok()) return status;
+  sessions_attached_total_.fetch_add(1, std::memory_order_relaxed);
+  return session;
+}
+
+absl::Status Pool::CheckBatch(const ExchangeBatch& batch) const {
+  if (batch.returns.size() > kMaxReturns) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(batch.returns.size(), " returns in one request; at most ", kMaxReturns));
+  }
+  if (batch.wants.size() > kMaxWants) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(batch.wants.size(), " wants in one request; at most ", kMaxWants));
+  }
+  for (size_t i = 0; i < batch.wants.size(); ++i) {
+    const ExchangeWant& want = batch.wants[i];
+    if (want.span_class >= kNumSpanClasses) {
+      return absl::InvalidArgumentError(absl::StrCat("want ", i, ": span class ", want.span_class,
+                                                     "; expected 0 to ", kNumSpanClasses - 1));
+    }
+    if (want.spans == 0 || want.spans > kMaxSpansPerWant) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("want ", i, ": ", want.spans, " spans; expected 1 to ", kMaxSpansPerWant));
+    }
+    if (!SpanClass::FromValue(static_cast<uint8_t>(want.span_class)).large()) continue;
+    if (want.pages == 0) {
+      return absl::InvalidArgumentError(absl::StrCat("want ", i, ": a large span of no pages"));
+    }
+    if (want.alignment_pages != 0 &&
+        (!std::has_single_bit(want.alignment_pages) || want.alignment_pages > kMaxAlignmentPages)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("want ", i, ": alignment of ", want.alignment_pages,
+                       " pages; expected a power of two up to ", kMaxAlignmentPages));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<ExchangeResult> Pool::Exchange(Session& session, const ExchangeBatch& batch) {
+  exchange_messages_total_.fetch_add(1, std::memory_order_relaxed);
+  if (session.state() != SessionState::kAttached) {
+    return absl::UnauthenticatedError("the session is not attached; attach again");
+  }
+  if (absl::Status status = CheckBatch(batch); !status.ok()) return status;
+
+  uint64_t returned = 0;
+  for (const uint64_t sequence : batch.returns) {
+    Span* span = session.TakeLoan(sequence);
+    if (span == nullptr) continue;  // an old message; the grant it names is gone
+    heap_.Return(span);
+    ++returned;
+  }
+  returns_total_.fetch_add(returned, std::memory_order_relaxed);
+
+  ExchangeResult result;
+  std::vector<Session::Loan> loans;
+  uint64_t reserved_bytes = 0;
+  absl::Status shortage;  // described once per message
+  const auto fall_short = [&](uint32_t want, uint32_t missing, absl::Status status) {
+    refusals_total_.fetch_add(1, std::memory_order_relaxed);
+    result.shortfalls.push_back({want, missing, std::move(status)});
+  };
+  for (uint32_t w = 0; w < batch.wants.size(); ++w) {
+    const ExchangeWant& want = batch.wants[w];
+    if (session.access() == layout::AccessMode::kRead) {
+      fall_short(w, want.spans,
+                 absl::PermissionDeniedError("the session is attached for reading; attach with "
+                                             "write access to allocate"));
+      continue;
+    }
+    const uint64_t most_pages = config_.limit_bytes / kPageBytes;
+    if (PagesOf(want).value() > most_pages || Bytes(PagesOf(want)) > session.limit_bytes()) {
+      fall_short(w, want.spans,
+                 absl::InvalidArgumentError(
+                     absl::StrCat(PagesOf(want).value(), " pages of 8 KiB are more than pool ",
+                                  name(), " can ever lend: its limit is ", config_.limit_bytes,
+                                  " bytes, ", session.limit_bytes(), " to one session")));
+      continue;
+    }
+    const uint64_t span_bytes = Bytes(PagesOf(want));
+    for (uint32_t n = 0; n < want.spans; ++n) {
+      const uint32_t missing = want.spans - n;
+      if (loans.size() == kMaxGrants) {
+        fall_short(w, missing,
+                   absl::ResourceExhaustedError(absl::StrCat(
+                       "one message grants at most ", kMaxGrants, " spans; ask again for more")));
+        break;
+      }
+      if (!session.Reserve(span_bytes)) {
+        fall_short(w, missing,
+                   absl::ResourceExhaustedError(absl::StrCat(
+                       session.Describe(), " holds ", Mib(session.loan_bytes()),
+                       " and its limit is ", Mib(session.limit_bytes()),
+                       ": give back idle spans, or raise session_limit_bytes of pool ", name())));
+        break;
+      }
+      absl::StatusOr<Span*> span = GrantOne(want);
+      if (!span.ok()) {
+        session.Unreserve(span_bytes);
+        if (shortage.ok()) shortage = DescribeShortage(span.status());
+        fall_short(w, missing, shortage);
+        break;
+      }
+      SPANPOOL_CHECK_EQ((*span)->pages.value(), PagesOf(want).value());
+      reserved_bytes += span_bytes;
+      const uint64_t sequence = next_sequence_.fetch_add(1, std::memory_order_relaxed);
+      loans.push_back({sequence, *span});
+      result.grants.push_back({.sequence = sequence,
+                               .first_page = (*span)->first_page,
+                               .pages = (*span)->pages,
+                               .span_class = (*span)->span_class,
+                               .in_use = TrimmedBitmap((*span)->in_use()),
+                               .want = w});
+    }
+  }
+  // Before the answer, so that whatever becomes of it, the spans are known to be the session's.
+  if (!session.Record(loans, reserved_bytes)) {
+    for (const Session::Loan& loan : loans) heap_.Return(loan.span);
+    return absl::UnauthenticatedError("the session ended meanwhile; attach again");
+  }
+  grants_total_.fetch_add(loans.size(), std::memory_order_relaxed);
+  NoteWork(reserved_bytes, returned != 0);
+  return result;
+}
+
+absl::StatusOr<Span*> Pool::GrantOne(const ExchangeWant& want) {
+  const SpanClass span_class = SpanClass::FromValue(static_cast<uint8_t>(want.span_class));
+  const auto grant = [&] {
+    return span_class.large()
+               ? heap_.GrantLarge(PageCount(want.pages), !span_class.noscan(),
+                                  PageCount(std::max<uint64_t>(want.alignment_pages, 1)))
+               : heap_.Grant(span_class);
+  };
+  absl::StatusOr<Span*> span = grant();
+  if (absl::IsResourceExhausted(span.status()) && HasListedSpans()) {
+    // Blocks that others dropped since the last sweep may be all it takes.
+    const int64_t now = absl::GetCurrentTimeNanos();
+    const int64_t since = now - futile_sweep_nanos_.load(std::memory_order_relaxed);
+    if (since < 0 || since >= absl::ToInt64Nanoseconds(kFutileSweepPause)) {
+      heap_.Sweep();
+      span = grant();
+      if (!span.ok()) futile_sweep_nanos_.store(now, std::memory_order_relaxed);
+    }
+  }
+  if (!span.ok()) return span;
+  if (absl::Status status = arenas_.PrepareTable(**span); !status.ok()) {
+    heap_.Return(*span);
+    return status;
+  }
+  return span;
+}
+
+absl::Status Pool::DescribeShortage(const absl::Status& cause) const {
+  const HeapStats heap = heap_.stats();
+  std::string most;
+  uint64_t most_bytes = 0;
+  for (const std::shared_ptr<Session>& session : sessions_->Snapshot(this)) {
+    const uint64_t bytes = session->loan_bytes();
+    if (bytes <= most_bytes) continue;
+    most_bytes = bytes;
+    most = absl::StrCat("; ", session->Describe(), " holds most, ", Mib(bytes));
+  }
+  return absl::Status(cause.code(),
+                      absl::StrCat("pool ", name(), ": ", cause.message(), "; limit ",
+                                   Mib(heap.limit_bytes), ", on loan ", Mib(heap.on_loan_bytes),
+                                   ", in shared blocks ", Mib(heap.in_lists_bytes), most,
+                                   ": give back idle spans and retry, or raise the pool's limit"));
+}
+
+void Pool::NoteWork(uint64_t granted_bytes, bool returned) {
+  if (granted_bytes != 0) {
+    // An eighth of the reserve may be used up before it is worth a wake-up.
+    const uint64_t granted =
+        granted_since_work_.fetch_add(granted_bytes, std::memory_order_relaxed) + granted_bytes;
+    if (granted >= config_.reserve_bytes.value_or(0) / 8) {
+      granted_since_work_.store(0, std::memory_order_relaxed);
+      work_(Work::kReplenish);
+    }
+  }
+  if (returned && HasListedSpans()) work_(Work::kSweep);
+}
+
+absl::Status Pool::Detach(Session& session) {
+  SessionMemory& memory = session.memory();
+  for (SessionMemory::SlotRange range = memory.WrittenSlots(0); range.first < layout::kSlotCapacity;
+       range = memory.WrittenSlots(range.end)) {
+    for (uint32_t i = range.first; i < range.end; ++i) {
+      if (Slot(memory.slot(i).load()).state() != SlotState::kFree) {
+        return absl::FailedPreconditionError(
+            absl::StrCat("slot ", i, " still names a reference; release every buffer first"));
+      }
+    }
+  }
+  if (!session.EndClean()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(session.loan_count(), " spans are still on loan; return them first"));
+  }
+  sessions_->Remove(session);
+  return absl::OkStatus();
+}
+
+void Pool::LifelineEnded(Session& session) {
+  session.Detach(absl::UnauthenticatedError("the attach connection ended; attach again"));
+}
+
+void Pool::Evict(Session& session, const absl::Status& why) {
+  if (!session.Detach(why)) return;
+  evictions_total_.fetch_add(1, std::memory_order_relaxed);
+  uint64_t suppressed = 0;
+  if (eviction_log_.Allow(absl::Now(), &suppressed)) {
+    Log().warn("pool {}: {} evicted: {} ({} such lines suppressed)", name(), session.Describe(),
+               Printable(why.message()), suppressed);
+  }
+}
+
+bool Pool::ProcessDied(Session& session) { return session.Kill(); }
+
+bool Pool::ReapSome(Session& session, uint32_t budget) {
+  SessionMemory& memory = session.memory();
+  while (session.next_slot_to_reap < layout::kSlotCapacity) {
+    const SessionMemory::SlotRange range = memory.WrittenSlots(session.next_slot_to_reap);
+    session.next_slot_to_reap = range.first;
+    while (session.next_slot_to_reap < range.end) {
+      if (budget == 0) return false;
+      --budget;
+      ReapSlot(session, session.next_slot_to_reap++);
+    }
+  }
+  // Every slot is FREE: only now may the spans be used again.
+  while (session.loan_count() != 0) {
+    if (budget == 0) return false;
+    const std::vector<Span*> spans = session.TakeLoans(std::min<uint32_t>(budget, 64));
+    for (Span* span : spans) heap_.Return(span);
+    returns_total_.fetch_add(spans.size(), std::memory_order_relaxed);
+    budget -= static_cast<uint32_t>(spans.size());
+  }
+  if (session.EndReaped()) {
+    sessions_->Remove(session);
+    sessions_reaped_total_.fetch_add(1, std::memory_order_relaxed);
+    NoteWork(0, true);
+  }
+  return true;
+}
+
+void Pool::ReapSlot(Session& session, uint32_t index) {
+  std::atomic<uint64_t>& shared = session.memory().slot(index);
+  const Slot slot(shared.load());
+  const auto free_slot = [&] { shared.store(Slot().bits()); };
+  switch (slot.state()) {
+    case SlotState::kFree:
+      if (slot.bits() != 0) free_slot();  // free with a granule: harmless
+      return;
+    case SlotState::kVoid:
+      free_slot();
+      return;
+    case SlotState::kHeld:
+    case SlotState::kAcquiring:
+    case SlotState::kReleasing:
+      break;
+    default:
+      NoteLie(session, "a slot in no known state");
+      free_slot();
+      return;
+  }
+  layout::SharedWord* word = arenas_.WordOf(slot.granule());
+  if (word == nullptr) {
+    NoteLie(session, "a slot that names a granule never lent");
+    free_slot();
+    return;
+  }
+  if (slot.state() == SlotState::kHeld) {
+    // The intent first: should this process die too, its successor finds it in the slot.
+    shared.store(Slot(SlotState::kReleasing, slot.granule()).bits());
+    DropReference(session, *word, slot.granule());
+  } else if (BlockWord(word->load()).refs() != 0) {
+    // Not decidable from this slot alone. A recount of every slot on the granule would tell; until
+    // there is one the reference stays.
+    NoteSuspect(session, slot.granule(), "died while opening or releasing it");
+  }
+  free_slot();
+}
+
+void Pool::DropReference(Session& session, layout::SharedWord& word, GranuleId granule) {
+  uint64_t bits = word.load();
+  for (int tries = 0; tries < kMaxWordTries; ++tries) {
+    const BlockWord current(bits);
+    if (current.refs() == 0) return;  // a sharer that died before its word said so
+    if (current.frozen() || current.freed()) {
+      // Nobody is recounting, and a freed word has no references: somebody scribbled.
+      NoteSuspect(session, granule, "its word makes no sense");
+      return;
+    }
+    if (word.compare_exchange_weak(bits, current.Released().bits())) {
+      if (current.refs() == 1) {
+        const PageId page = PageOf(granule);
+        layout::SetHint(*arenas_.TableOf(ArenaOf(page)), page);
+      }
+      return;
+    }
+  }
+  NoteSuspect(session, granule, "its word never stood still");
+}
+
+void Pool::NoteLie(const Session& session, const char* what) {
+  lies_total_.fetch_add(1, std::memory_order_relaxed);
+  uint64_t suppressed = 0;
+  if (lie_log_.Allow(absl::Now(), &suppressed)) {
+    Log().warn("pool {}: {} left {} ({} such lines suppressed)", name(), session.Describe(), what,
+               suppressed);
+  }
+}
+
+void Pool::NoteSuspect(const Session& session, GranuleId granule, const char* why) {
+  suspect_blocks_.fetch_add(1, std::memory_order_relaxed);
+  uint64_t suppressed = 0;
+  if (suspect_log_.Allow(absl::Now(), &suppressed)) {
+    Log().warn(
+        "pool {}: {}: the block at granule {} is kept for ever: {} ({} such lines suppressed)",
+        name(), session.Describe(), granule.value(), why, suppressed);
+  }
+}
+
+PageCount Pool::Sweep() { return heap_.Sweep(); }
+
+PoolStats Pool::stats() const {
+  PoolStats stats;
+  stats.heap = heap_.stats();
+  stats.table_bytes = arenas_.table_bytes();
+  for (const std::shared_ptr<Session>& session : sessions_->Snapshot(this)) {
+    switch (session->state()) {
+      case SessionState::kDetached:
+        stats.quarantined_bytes += session->loan_bytes();
+        ++stats.sessions;
+        break;
+      case SessionState::kAttached:
+        ++stats.sessions;
+        break;
+      case SessionState::kDead:
+      case SessionState::kEnded:
+        break;
+    }
+  }
+  const auto get = [](const std::atomic<uint64_t>& counter) {
+    return counter.load(std::memory_order_relaxed);
+  };
+  stats.sessions_attached_total = get(sessions_attached_total_);
+  stats.sessions_reaped_total = get(sessions_reaped_total_);
+  stats.exchange_messages_total = get(exchange_messages_total_);
+  stats.grants_total = get(grants_total_);
+  stats.returns_total = get(returns_total_);
+  stats.suspect_blocks = get(suspect_blocks_);
+  stats.refusals_total = get(refusals_total_);
+  stats.lies_total = get(lies_total_);
+  stats.evictions_total = get(evictions_total_);
+  return stats;
+}
+
+}  // namespace spanpool

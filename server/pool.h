@@ -1,0 +1,210 @@
+// A pool: one heap, its arenas, and the sessions that borrow from it. The trust domain.
+//
+// Everything the daemon does for a client ends up here, on plain structs: the gRPC service and the
+// attach socket only carry them. So this class can be driven without either, and is, by its test.
+//
+//   Attach ─▶ Exchange … ─▶ Detach                        a client that leaves in order
+//                      └──▶ LifelineEnded / Evict          quarantined: its process still lives
+//                      └──▶ ProcessDied ─▶ ReapSome …      taken back, piece by piece
+//
+// Reaping a session (the order matters, and every step may be repeated):
+//  1. Each slot that may have been written is read once; the copy is judged. A slot that names no
+//     granule that was ever lent, or is in no known state, is a lie: counted and cleared.
+//     HELD        → RELEASING, then one reference less in the word (FREED at zero), then FREE.
+//                   A word without references: the sharer died before its CAS. FREE.
+//     ACQUIRING,  → a word without references proves the slot uncounted: FREE. Otherwise nobody can
+//     RELEASING     tell from this slot alone whether the reference is in the count: the reference
+//                   is kept, so the block is never reused, and counted in suspect_blocks.
+//     VOID        → FREE.
+//  2. Only when every slot is FREE are the session's spans returned to the heap, which sweeps them:
+//     private blocks are free, shared ones live on until their last holder drops them.
+//
+// Thread-safe. ReapSome is for one thread at a time. No lock is held across calls into the heap.
+
+#ifndef SPANPOOL_SERVER_POOL_H_
+#define SPANPOOL_SERVER_POOL_H_
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "allocator/heap.h"
+#include "allocator/lock_rank.h"
+#include "allocator/units.h"
+#include "proto/layout/attach.h"
+#include "proto/layout/packet.h"
+#include "server/access.h"
+#include "server/block_states.h"
+#include "server/config.h"
+#include "server/log.h"
+#include "server/memory_limit.h"
+#include "server/pool_arenas.h"
+#include "server/session.h"
+#include "server/session_table.h"
+
+namespace spanpool {
+
+// One Exchange message each way; spanpool/v1/pool.proto says what the fields mean.
+struct ExchangeWant {
+  uint32_t span_class = 0;
+  uint32_t spans = 0;
+  uint64_t pages = 0;
+  uint64_t alignment_pages = 0;
+};
+struct ExchangeBatch {
+  std::vector<uint64_t> returns;  // sequence numbers
+  std::vector<ExchangeWant> wants;
+};
+struct ExchangeGrant {
+  uint64_t sequence = 0;
+  PageId first_page;
+  PageCount pages;
+  SpanClass span_class;
+  std::vector<uint64_t> in_use;  // empty = no block is
+  uint32_t want = 0;
+};
+struct ExchangeShortfall {
+  uint32_t want = 0;
+  uint32_t spans_missing = 0;
+  absl::Status status;
+};
+struct ExchangeResult {
+  std::vector<ExchangeGrant> grants;
+  std::vector<ExchangeShortfall> shortfalls;
+};
+
+struct PoolStats {
+  HeapStats heap;
+  uint64_t table_bytes = 0;
+  uint64_t sessions = 0;  // attached or detached
+  uint64_t sessions_attached_total = 0;
+  uint64_t sessions_reaped_total = 0;
+  uint64_t exchange_messages_total = 0;
+  uint64_t grants_total = 0;
+  uint64_t returns_total = 0;
+  uint64_t quarantined_bytes = 0;
+  uint64_t suspect_blocks = 0;
+  uint64_t refusals_total = 0;
+  uint64_t lies_total = 0;
+  uint64_t evictions_total = 0;
+};
+
+class Pool {
+ public:
+  static constexpr size_t kMaxReturns = 4096;
+  static constexpr size_t kMaxWants = 256;
+  static constexpr uint32_t kMaxSpansPerWant = 1024;
+  // Grants in one result; further wants get a shortfall that says to ask again.
+  static constexpr size_t kMaxGrants = 4096;
+  static constexpr uint64_t kMaxAlignmentPages = kPagesPerArena;
+
+  // `config` has its defaults filled in. `memory` may be null; it and `sessions` outlive the pool.
+  Pool(const PoolConfig& config, const MemoryLimit* memory, SessionTable* sessions);
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+  enum class Work { kReplenish, kSweep };
+  // Called, on any thread and under no lock, when there may be work for Replenish or Sweep. Set
+  // before the first session.
+  void SetWorkCallback(std::function<void(Work)> work) { work_ = std::move(work); }
+
+  const std::string& name() const { return config_.name; }
+  const PoolConfig& config() const { return config_; }
+  uint32_t incarnation() const { return incarnation_; }
+  // Every arena lies below this offset: what a client has to reserve addresses for.
+  uint64_t address_bytes() const { return uint64_t{max_arenas_} * kArenaBytes; }
+  PoolArenas& arenas() { return arenas_; }
+  const Heap& heap() const { return heap_; }
+
+  // Opens a session for `peer`, whose rights the caller has checked.
+  //   RESOURCE_EXHAUSTED  no memory or descriptor, or the daemon's limit on sessions is reached
+  absl::StatusOr<std::shared_ptr<Session>> Attach(const PeerIdentity& peer,
+                                                  layout::AccessMode access,
+                                                  layout::UniqueFd pidfd);
+
+  // Carries out the returns, then the wants. Each grant is on record before this returns.
+  //   UNAUTHENTICATED   the session is not attached
+  //   INVALID_ARGUMENT  the batch breaks a rule that an honest client keeps; evict the session
+  absl::StatusOr<ExchangeResult> Exchange(Session& session, const ExchangeBatch& batch);
+
+  // Ends an attached session whose client says that it is done.
+  //   FAILED_PRECONDITION  spans are on loan, or slots are not free; it stays attached
+  absl::Status Detach(Session& session);
+
+  // The connection ended: detached, quarantined. Nothing if it is detached or ended already.
+  void LifelineEnded(Session& session);
+  // The same by our own decision.
+  void Evict(Session& session, const absl::Status& why);
+
+  // The kernel says that the process is dead. False if the session had ended.
+  bool ProcessDied(Session& session);
+  // Takes back a part of what a dead session held, about `budget` slots or spans. True when all is
+  // done and the session has ended.
+  bool ReapSome(Session& session, uint32_t budget);
+
+  // Backs free memory ahead of demand. Slow; for a background thread.
+  absl::Status Replenish() { return heap_.Replenish(); }
+  // Frees blocks in listed spans that lost their last reference. Returns the pages freed.
+  PageCount Sweep();
+  bool HasListedSpans() const { return heap_.stats().spans_in_lists != 0; }
+  // Replenish fails from now on.
+  void Stop() { arenas_.Stop(); }
+
+  PoolStats stats() const;
+
+ private:
+  absl::Status CheckBatch(const ExchangeBatch& batch) const;
+  // Grants one span, sweeping once if the heap has none.
+  absl::StatusOr<Span*> GrantOne(const ExchangeWant& want);
+  // What is short, who holds most, and what to do.
+  absl::Status DescribeShortage(const absl::Status& cause) const;
+  void NoteWork(uint64_t granted_bytes, bool returned);
+  void ReapSlot(Session& session, uint32_t index);
+  // Takes back one reference of a dead process; what FREED asks for is the sweeper's.
+  void DropReference(Session& session, layout::SharedWord& word, GranuleId granule);
+  void NoteLie(const Session& session, const char* what);
+  void NoteSuspect(const Session& session, GranuleId granule, const char* why);
+
+  // Constant.
+  const PoolConfig config_;
+  SessionTable* const sessions_;
+  const uint32_t incarnation_;
+  const uint32_t max_arenas_;
+  std::function<void(Work)> work_ = [](Work) {};
+
+  PoolArenas arenas_;
+  TableBlockStates block_states_;
+  Heap heap_;
+
+  std::atomic<uint64_t> next_sequence_{1};
+  std::atomic<uint64_t> granted_since_work_{0};
+
+  // When a sweep for a failing grant last helped nobody, in nanoseconds: those that fail within a
+  // moment of it fail at once, so that a client that keeps asking costs little.
+  std::atomic<int64_t> futile_sweep_nanos_{0};
+
+  // Counters, for the operator only.
+  std::atomic<uint64_t> sessions_attached_total_{0};
+  std::atomic<uint64_t> sessions_reaped_total_{0};
+  std::atomic<uint64_t> exchange_messages_total_{0};
+  std::atomic<uint64_t> grants_total_{0};
+  std::atomic<uint64_t> returns_total_{0};
+  std::atomic<uint64_t> suspect_blocks_{0};
+  std::atomic<uint64_t> refusals_total_{0};
+  std::atomic<uint64_t> lies_total_{0};
+  std::atomic<uint64_t> evictions_total_{0};
+  LogLimit lie_log_{5, absl::Seconds(10)};
+  LogLimit suspect_log_{5, absl::Seconds(10)};
+  LogLimit eviction_log_{20, absl::Seconds(1)};
+};
+
+}  // namespace spanpool
+
+#endif  // SPANPOOL_SERVER_POOL_H_

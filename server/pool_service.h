@@ -1,0 +1,78 @@
+// gRPC's Pool service on the completion-queue API: carries Exchange messages to the pools.
+//
+// Each stream has one operation under way at a time: read a request, carry it out, write the
+// answer, read the next. So a client that never reads costs one answer, and one that floods waits
+// for itself. The token in the metadata names the session; a session's second stream ends its
+// first.
+//
+// Threads: the service's own, each taking events of any stream. A stream's events never overlap,
+// except End, which may come from any thread.
+
+#ifndef SPANPOOL_SERVER_POOL_SERVICE_H_
+#define SPANPOOL_SERVER_POOL_SERVICE_H_
+
+#include <functional>
+#include <memory>
+#include <set>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "allocator/lock_rank.h"
+#include "grpcpp/completion_queue.h"
+#include "grpcpp/server_builder.h"
+#include "server/session_table.h"
+#include "spanpool/v1/pool.grpc.pb.h"
+
+namespace spanpool {
+
+class PoolService {
+ public:
+  using Evict = std::function<void(Session& session, const absl::Status& why)>;
+
+  // `sessions` outlives this object. `evict` is called when a session breaks the rules.
+  PoolService(SessionTable* sessions, Evict evict);
+  // Drain and Shutdown were called, if Start was.
+  ~PoolService();
+  PoolService(const PoolService&) = delete;
+  PoolService& operator=(const PoolService&) = delete;
+
+  // Before the server is built.
+  void Register(grpc::ServerBuilder* builder);
+  // After it was built.
+  void Start(int threads);
+  // Ends every stream with UNAVAILABLE, each after the answer it is working on; new ones at once.
+  void Drain() ABSL_LOCKS_EXCLUDED(mu_);
+  // After the server was shut down: waits for the threads.
+  void Shutdown();
+
+ private:
+  class Stream;
+
+  void Run();
+  void Accept() ABSL_LOCKS_EXCLUDED(mu_);
+  // The stream that waited for a call will get none: the server is shutting down.
+  void NotAccepted() ABSL_LOCKS_EXCLUDED(mu_);
+  // False if new streams are refused.
+  bool Add(const std::shared_ptr<Stream>& stream) ABSL_LOCKS_EXCLUDED(mu_);
+  void Remove(const std::shared_ptr<Stream>& stream) ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Constant after Register.
+  SessionTable* const sessions_;
+  const Evict evict_;
+  v1::Pool::AsyncService service_;
+  std::unique_ptr<grpc::ServerCompletionQueue> queue_;
+
+  RankedMutex mu_{LockRank::kSessionTable};
+  std::set<std::shared_ptr<Stream>> streams_ ABSL_GUARDED_BY(mu_);  // accepted, not finished
+  // Streams that may still start an operation: accepted ones, and the one that waits for a call.
+  // The queue may be shut down only when there is none.
+  int live_ ABSL_GUARDED_BY(mu_) = 0;
+  bool draining_ ABSL_GUARDED_BY(mu_) = false;
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace spanpool
+
+#endif  // SPANPOOL_SERVER_POOL_SERVICE_H_

@@ -1,0 +1,42 @@
+// The thread that takes back what dead processes held, away from those that serve the living.
+//
+// It goes round the dead sessions and takes a piece of each in turn, so that one that held a
+// million references does not make others wait.
+
+#ifndef SPANPOOL_SERVER_REAPER_H_
+#define SPANPOOL_SERVER_REAPER_H_
+
+#include <deque>
+#include <memory>
+#include <thread>
+
+#include "absl/base/thread_annotations.h"
+#include "allocator/lock_rank.h"
+#include "server/session.h"
+
+namespace spanpool {
+
+class Reaper {
+ public:
+  Reaper();
+  // Finishes the piece in hand and leaves the rest undone: the daemon is going.
+  ~Reaper();
+  Reaper(const Reaper&) = delete;
+  Reaper& operator=(const Reaper&) = delete;
+
+  // The kernel says that the session's process is dead. Does nothing if the session had ended.
+  // Thread-safe; returns at once.
+  void ProcessDied(std::shared_ptr<Session> session) ABSL_LOCKS_EXCLUDED(mu_);
+
+ private:
+  void Run();
+
+  RankedMutex mu_{LockRank::kLeaf};
+  std::deque<std::shared_ptr<Session>> dead_ ABSL_GUARDED_BY(mu_);
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  std::thread thread_;  // last: it uses the rest
+};
+
+}  // namespace spanpool
+
+#endif  // SPANPOOL_SERVER_REAPER_H_

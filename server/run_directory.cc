@@ -1,0 +1,121 @@
+#include "server/run_directory.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+
+namespace spanpool {
+namespace {
+
+absl::Status ErrnoError(int error, absl::string_view what) {
+  return absl::ErrnoToStatus(error, what);
+}
+
+absl::Status MakeFolders(const std::string& path) {
+  for (size_t end = path.find('/', 1);; end = path.find('/', end + 1)) {
+    const std::string folder = path.substr(0, end);
+    if (mkdir(folder.c_str(), 0755) != 0 && errno != EEXIST) {
+      return ErrnoError(errno, absl::StrCat("cannot create run directory ", folder));
+    }
+    if (end == std::string::npos) return absl::OkStatus();
+  }
+}
+
+std::string ReadPid(int fd) {
+  char text[32];
+  const ssize_t length = pread(fd, text, sizeof(text), 0);
+  if (length <= 0) return "";
+  return std::string(
+      absl::StripAsciiWhitespace(absl::string_view(text, static_cast<size_t>(length))));
+}
+
+}  // namespace
+
+absl::StatusOr<RunDirectory> RunDirectory::Open(const std::string& path) {
+  if (path.empty()) return absl::InvalidArgumentError("the run directory's path is empty");
+  if (absl::Status status = MakeFolders(path); !status.ok()) return status;
+  struct stat info;
+  if (stat(path.c_str(), &info) != 0) {
+    return ErrnoError(errno, absl::StrCat("cannot look at run directory ", path));
+  }
+  if (!S_ISDIR(info.st_mode)) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("run directory ", path, " is not a folder; name another with --run_dir"));
+  }
+  const std::string lock_path = path + "/lock";
+  layout::UniqueFd lock(open(lock_path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644));
+  if (!lock.valid()) {
+    return ErrnoError(errno, absl::StrCat("cannot write in run directory ", path, " (", lock_path,
+                                          "); name another with --run_dir"));
+  }
+  if (flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
+    if (errno != EWOULDBLOCK) return ErrnoError(errno, absl::StrCat("cannot lock ", lock_path));
+    const std::string pid = ReadPid(lock.get());
+    return absl::AlreadyExistsError(
+        absl::StrCat("another spanpoold", pid.empty() ? "" : absl::StrCat(" (pid ", pid, ")"),
+                     " serves ", path, "; stop it, or name another folder with --run_dir"));
+  }
+  const std::string pid = absl::StrCat(getpid(), "\n");
+  if (ftruncate(lock.get(), 0) != 0 ||
+      pwrite(lock.get(), pid.data(), pid.size(), 0) != static_cast<ssize_t>(pid.size())) {
+    return ErrnoError(errno, absl::StrCat("cannot write ", lock_path));
+  }
+  return RunDirectory(path, std::move(lock));
+}
+
+RunDirectory::~RunDirectory() { RemoveSockets(); }
+
+absl::StatusOr<layout::UniqueFd> RunDirectory::Listen(const std::string& name, int type) {
+  const std::string path = absl::StrCat(path_, "/", name);
+  const std::string bound_path = absl::StrCat(path_, "/.", name);
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (bound_path.size() >= sizeof(address.sun_path)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the path of socket ", path, " has ", path.size(), " bytes; at most ",
+                     sizeof(address.sun_path) - 2, " are possible: choose a shorter --run_dir"));
+  }
+  std::memcpy(address.sun_path, bound_path.data(), bound_path.size());
+
+  layout::UniqueFd fd(socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!fd.valid()) return ErrnoError(errno, "socket");
+  // Left there only by a daemon that died between bind and rename; we hold the lock.
+  if (unlink(bound_path.c_str()) != 0 && errno != ENOENT) {
+    return ErrnoError(errno, absl::StrCat("cannot remove stale socket ", bound_path));
+  }
+  if (bind(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
+    return ErrnoError(errno, absl::StrCat("cannot bind ", bound_path));
+  }
+  struct stat info;
+  if (chmod(bound_path.c_str(), 0666) != 0 || listen(fd.get(), 128) != 0 ||
+      stat(bound_path.c_str(), &info) != 0 || rename(bound_path.c_str(), path.c_str()) != 0) {
+    const int error = errno;
+    unlink(bound_path.c_str());
+    return ErrnoError(error, absl::StrCat("cannot put socket ", path, " in place"));
+  }
+  sockets_.push_back({path, info.st_dev, info.st_ino});
+  return fd;
+}
+
+void RunDirectory::RemoveSockets() {
+  for (const Socket& socket : sockets_) {
+    struct stat info;
+    if (stat(socket.path.c_str(), &info) == 0 && info.st_dev == socket.device &&
+        info.st_ino == socket.inode) {
+      unlink(socket.path.c_str());
+    }
+  }
+  sockets_.clear();
+}
+
+}  // namespace spanpool

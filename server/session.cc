@@ -1,0 +1,157 @@
+#include "server/session.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "allocator/check.h"
+
+namespace spanpool {
+
+Session::Session(Pool* pool, uint32_t id, const SessionToken& token, PeerIdentity peer,
+                 layout::AccessMode access, uint64_t limit_bytes, layout::UniqueFd pidfd,
+                 std::unique_ptr<SessionMemory> memory)
+    : pool_(pool),
+      id_(id),
+      token_(token),
+      peer_(std::move(peer)),
+      access_(access),
+      limit_bytes_(limit_bytes),
+      pidfd_(std::move(pidfd)),
+      memory_(std::move(memory)) {}
+
+std::string Session::Describe() const {
+  return absl::StrCat("session ", id_, " (pid ", peer_.pid, ", uid ", peer_.uid, ")");
+}
+
+SessionState Session::state() const {
+  RankedMutexLock lock(&mu_);
+  return state_;
+}
+
+uint64_t Session::loan_bytes() const {
+  RankedMutexLock lock(&mu_);
+  return loan_bytes_;
+}
+
+size_t Session::loan_count() const {
+  RankedMutexLock lock(&mu_);
+  return loans_.size();
+}
+
+std::shared_ptr<SessionStream> Session::MoveTo(SessionState next) {
+  state_ = next;
+  std::shared_ptr<SessionStream> stream = stream_.lock();
+  stream_.reset();
+  return stream;
+}
+
+bool Session::Detach(const absl::Status& why) {
+  std::shared_ptr<SessionStream> stream;
+  {
+    RankedMutexLock lock(&mu_);
+    if (state_ != SessionState::kAttached) return false;
+    stream = MoveTo(SessionState::kDetached);
+  }
+  if (stream != nullptr) stream->End(why);
+  return true;
+}
+
+bool Session::Kill() {
+  std::shared_ptr<SessionStream> stream;
+  {
+    RankedMutexLock lock(&mu_);
+    if (state_ != SessionState::kAttached && state_ != SessionState::kDetached) return false;
+    stream = MoveTo(SessionState::kDead);
+  }
+  if (stream != nullptr) stream->End(absl::UnauthenticatedError("the session's process is dead"));
+  return true;
+}
+
+bool Session::EndClean() {
+  std::shared_ptr<SessionStream> stream;
+  {
+    RankedMutexLock lock(&mu_);
+    if (state_ != SessionState::kAttached || !loans_.empty() || pending_bytes_ != 0) return false;
+    stream = MoveTo(SessionState::kEnded);
+  }
+  if (stream != nullptr) stream->End(absl::UnauthenticatedError("the session was detached"));
+  return true;
+}
+
+bool Session::EndReaped() {
+  RankedMutexLock lock(&mu_);
+  if (state_ != SessionState::kDead || !loans_.empty()) return false;
+  state_ = SessionState::kEnded;
+  return true;
+}
+
+bool Session::Reserve(uint64_t bytes) {
+  RankedMutexLock lock(&mu_);
+  const uint64_t used = loan_bytes_ + pending_bytes_;
+  if (used > limit_bytes_ || bytes > limit_bytes_ - used) return false;
+  pending_bytes_ += bytes;
+  return true;
+}
+
+void Session::Unreserve(uint64_t bytes) {
+  RankedMutexLock lock(&mu_);
+  SPANPOOL_CHECK_GE(pending_bytes_, bytes);
+  pending_bytes_ -= bytes;
+}
+
+bool Session::Record(const std::vector<Loan>& loans, uint64_t reserved_bytes) {
+  RankedMutexLock lock(&mu_);
+  SPANPOOL_CHECK_GE(pending_bytes_, reserved_bytes);
+  pending_bytes_ -= reserved_bytes;
+  if (state_ != SessionState::kAttached) return false;
+  for (const Loan& loan : loans) {
+    SPANPOOL_CHECK(loans_.emplace(loan.sequence, loan.span).second) << "sequence " << loan.sequence;
+    loan.span->loan_session = id_;
+    loan.span->loan_sequence = loan.sequence;
+    loan_bytes_ += Bytes(loan.span->pages);
+  }
+  return true;
+}
+
+Span* Session::TakeLoan(uint64_t sequence) {
+  RankedMutexLock lock(&mu_);
+  if (state_ != SessionState::kAttached) return nullptr;
+  const auto it = loans_.find(sequence);
+  if (it == loans_.end()) return nullptr;
+  Span* span = it->second;
+  loans_.erase(it);
+  loan_bytes_ -= Bytes(span->pages);
+  span->loan_session = 0;
+  span->loan_sequence = 0;
+  return span;
+}
+
+std::vector<Span*> Session::TakeLoans(size_t most) {
+  std::vector<Span*> spans;
+  RankedMutexLock lock(&mu_);
+  SPANPOOL_CHECK(state_ == SessionState::kDead) << "loans of a live session";
+  while (spans.size() < most && !loans_.empty()) {
+    const auto it = loans_.begin();
+    Span* span = it->second;
+    loans_.erase(it);
+    loan_bytes_ -= Bytes(span->pages);
+    span->loan_session = 0;
+    span->loan_sequence = 0;
+    spans.push_back(span);
+  }
+  return spans;
+}
+
+bool Session::SetStream(const std::shared_ptr<SessionStream>& stream) {
+  std::shared_ptr<SessionStream> before;
+  {
+    RankedMutexLock lock(&mu_);
+    if (state_ != SessionState::kAttached) return false;
+    before = stream_.lock();
+    stream_ = stream;
+  }
+  if (before != nullptr) before->End(absl::AbortedError("the session opened another stream"));
+  return true;
+}
+
+}  // namespace spanpool

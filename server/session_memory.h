@@ -1,0 +1,56 @@
+// The two segments of a session as the daemon sees them: proto/layout/session_segment.h.
+//
+// The session segment is written by the client, and hostile: this class only says where slots are
+// that may have been written, by asking the kernel which pages exist, not the client.
+//
+// Thread-safe: the object is constant, the memory is atomics.
+
+#ifndef SPANPOOL_SERVER_SESSION_MEMORY_H_
+#define SPANPOOL_SERVER_SESSION_MEMORY_H_
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "proto/layout/packet.h"
+#include "proto/layout/session_segment.h"
+
+namespace spanpool {
+
+class SessionMemory {
+ public:
+  // Creates both segments, sealed; the first page and 64 KiB of slots are backed by memory.
+  //   RESOURCE_EXHAUSTED  no memory or descriptor left
+  static absl::StatusOr<std::unique_ptr<SessionMemory>> Create(uint64_t daemon_epoch);
+  ~SessionMemory();
+  SessionMemory(const SessionMemory&) = delete;
+  SessionMemory& operator=(const SessionMemory&) = delete;
+
+  // To send to the client; owned by this object.
+  int session_fd() const { return session_fd_.get(); }
+  int control_read_only_fd() const { return control_read_only_fd_.get(); }
+  // After they were sent.
+  void CloseControlFd() { control_read_only_fd_.reset(); }
+
+  std::atomic<uint64_t>& slot(uint32_t index) { return slots_[index]; }
+
+  struct SlotRange {
+    uint32_t first = 0;
+    uint32_t end = 0;  // first == end: no slot from `from` on was ever written
+  };
+  // The first run of slots at or after `from` that may have been written.
+  SlotRange WrittenSlots(uint32_t from) const;
+
+ private:
+  SessionMemory() = default;
+
+  layout::UniqueFd session_fd_;
+  layout::UniqueFd control_read_only_fd_;
+  layout::SessionSegment* segment_ = nullptr;
+  std::atomic<uint64_t>* slots_ = nullptr;
+};
+
+}  // namespace spanpool
+
+#endif  // SPANPOOL_SERVER_SESSION_MEMORY_H_

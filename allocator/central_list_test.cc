@@ -51,7 +51,7 @@ class CentralListTest : public testing::Test {
   PageHeap heap_{{.limit_bytes = kArenaBytes, .reserve_bytes = 0, .max_arenas = 4},
                  &source_,
                  MetadataSource::System()};
-  CentralList list_{kClass, &heap_, &states_};
+  CentralList list_{kClass, &heap_, &states_, nullptr};
   ActiveSweep sweep_;
 };
 

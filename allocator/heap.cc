@@ -18,16 +18,20 @@ namespace spanpool {
 
 class Heap::Impl {
  public:
+  // Requires options without defaults.
   Impl(const HeapOptions& options, ArenaSource* source, BlockStates* states)
       : pages_({.limit_bytes = options.limit_bytes,
                 .reserve_bytes = options.reserve_bytes,
                 .max_arenas = options.max_arenas},
-               source, MetadataSource::System()),
+               source, options.metadata),
+        specials_(&pages_.map(), options.metadata, options.listener),
+        runs_(&pages_),
         scavenger_(&pages_, options.reserve_bytes),
         max_arenas_(options.max_arenas) {
     std::vector<CentralList*> lists(kNumSpanClasses);
     for (size_t i = 0; i < kNumSpanClasses; ++i) {
-      lists[i] = &lists_[i].emplace(SpanClass::FromValue(static_cast<uint8_t>(i)), &pages_, states);
+      lists[i] = &lists_[i].emplace(SpanClass::FromValue(static_cast<uint8_t>(i)), &pages_, states,
+                                    &specials_);
     }
     sweeper_.emplace(&pages_, lists);
   }
@@ -55,6 +59,15 @@ class Heap::Impl {
 
   Span* SpanOf(PageId page) const { return pages_.SpanOf(page); }
 
+  absl::Status AddSpecial(Span* span, uint32_t block, SpecialKind kind, uint64_t value) {
+    return specials_.Add(span, block, kind, value);
+  }
+  bool RemoveSpecial(Span* span, uint32_t block, SpecialKind kind) {
+    return specials_.Remove(span, block, kind);
+  }
+
+  RunPool* runs() { return &runs_; }
+
   PageCount Sweep() { return sweeper_->SweepAll(); }
 
   bool SweepInBackground(uint32_t spans) {
@@ -76,7 +89,7 @@ class Heap::Impl {
   HeapStats stats() const {
     HeapStats stats;
     stats.limit_bytes = pages_.limit_bytes();
-    stats.metadata_bytes = pages_.metadata_bytes() + sizeof(*this);
+    stats.metadata_bytes = pages_.metadata_bytes() + specials_.metadata_bytes() + sizeof(*this);
     const PageHeapStats pages = pages_.stats();
     PageCount listed;
     for (const auto& list : lists_) {
@@ -99,6 +112,7 @@ class Heap::Impl {
   void CheckInvariants() const {
     pages_.CheckInvariants();
     for (const auto& list : lists_) list->CheckInvariants();
+    runs_.CheckInvariants();
     const HeapStats s = stats();
     SPANPOOL_CHECK_EQ(s.on_loan_bytes + s.in_lists_bytes + s.free_bytes + s.scavenged_bytes,
                       s.reserved_bytes);
@@ -118,6 +132,8 @@ class Heap::Impl {
   }
 
   PageHeap pages_;
+  Specials specials_;
+  RunPool runs_;
   Scavenger scavenger_;
   const uint32_t max_arenas_;
   // In place, for a list cannot be moved; constant after construction.
@@ -129,6 +145,7 @@ namespace {
 
 HeapOptions WithDefaults(HeapOptions options) {
   if (options.max_arenas == 0) options.max_arenas = Heap::MaxArenas(options.limit_bytes);
+  if (options.metadata == nullptr) options.metadata = MetadataSource::System();
   return options;
 }
 
@@ -149,6 +166,13 @@ absl::StatusOr<Span*> Heap::GrantLarge(PageCount pages, bool scan, PageCount ali
 }
 void Heap::Return(Span* span) { impl_->Return(span); }
 Span* Heap::SpanOf(PageId page) const { return impl_->SpanOf(page); }
+absl::Status Heap::AddSpecial(Span* span, uint32_t block, SpecialKind kind, uint64_t value) {
+  return impl_->AddSpecial(span, block, kind, value);
+}
+bool Heap::RemoveSpecial(Span* span, uint32_t block, SpecialKind kind) {
+  return impl_->RemoveSpecial(span, block, kind);
+}
+RunPool* Heap::runs() { return impl_->runs(); }
 PageCount Heap::Sweep() { return impl_->Sweep(); }
 bool Heap::SweepInBackground(uint32_t spans) { return impl_->SweepInBackground(spans); }
 absl::Status Heap::Replenish() { return impl_->Replenish(); }

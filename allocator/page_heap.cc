@@ -218,6 +218,7 @@ absl::Status PageHeap::GrowLocked() {
 void PageHeap::Free(Span* span) {
   SPANPOOL_CHECK(span->state.load(std::memory_order_relaxed) == Span::State::kInUse);
   SPANPOOL_CHECK(span->set == nullptr);
+  SPANPOOL_DCHECK(!map_.HasSpecials(*span));
   map_.Leave(span);
   span->state.store(Span::State::kFree, std::memory_order_relaxed);
   const PageRange range = span->range();
@@ -394,7 +395,9 @@ void PageHeap::CheckInvariants() const {
       SPANPOOL_CHECK_LT(i, arena->zeroed_pages.load(std::memory_order_relaxed));
       in_use += PageCount(1);
       if (first) {
-        SPANPOOL_CHECK_EQ(arena->listed.Test(i), span->set != nullptr) << "page " << page;
+        const bool manual = span->sweep_generation.load() == Span::kManual;
+        SPANPOOL_CHECK_EQ(arena->listed.Test(i), span->set != nullptr && !manual)
+            << "page " << page;
         ++spans;
       }
     }

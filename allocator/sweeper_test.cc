@@ -37,7 +37,7 @@ class SweeperTest : public testing::Test {
     std::vector<CentralList*> lists;
     for (size_t i = 0; i < kNumSpanClasses; ++i) {
       lists_.push_back(std::make_unique<CentralList>(SpanClass::FromValue(static_cast<uint8_t>(i)),
-                                                     &heap_, &states_));
+                                                     &heap_, &states_, nullptr));
       lists.push_back(lists_.back().get());
     }
     sweeper_ = std::make_unique<Sweeper>(&heap_, lists);

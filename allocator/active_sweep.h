@@ -23,6 +23,7 @@
 #include <utility>
 
 #include "allocator/check.h"
+#include "allocator/units.h"
 
 namespace spanpool {
 
@@ -43,6 +44,8 @@ class ActiveSweep {
 
     // False: the sweep is drained, there is nothing to take.
     explicit operator bool() const { return sweep_ != nullptr; }
+    // What it is a token of; requires one.
+    ActiveSweep& sweep() const { return *sweep_; }
 
     // Gives the right up early. True if that ended the sweep.
     bool End() {
@@ -74,6 +77,14 @@ class ActiveSweep {
     word_.fetch_or(kDrained, std::memory_order_relaxed);
   }
 
+  // Pages whose sweeping has begun since the sweep was restarted. Counted by those who sweep,
+  // before they do.
+  void CountSwept(const Token& token, PageCount pages) {
+    SPANPOOL_CHECK(token.sweep_ == this);
+    pages_swept_.fetch_add(pages.value(), std::memory_order_relaxed);
+  }
+  PageCount pages_swept() const { return PageCount(pages_swept_.load(std::memory_order_relaxed)); }
+
   // Nothing is left and nobody is at work.
   bool done() const {
     // acquire: pairs with the release in End, so that all sweeping is seen.
@@ -94,10 +105,12 @@ class ActiveSweep {
   Token Restart() {
     uint32_t expected = kDrained;
     // acquire: pairs with the release in End; all of the last sweep is seen.
-    return word_.compare_exchange_strong(expected, kDrained | 1, std::memory_order_acquire,
-                                         std::memory_order_relaxed)
-               ? Token(this)
-               : Token();
+    if (!word_.compare_exchange_strong(expected, kDrained | 1, std::memory_order_acquire,
+                                       std::memory_order_relaxed)) {
+      return Token();
+    }
+    pages_swept_.store(0, std::memory_order_relaxed);
+    return Token(this);
   }
   // There is something to take now: others may join. By the holder of Restart's token.
   void Open(const Token& token) {
@@ -122,6 +135,7 @@ class ActiveSweep {
 
   // Before the first sweep there is nothing to take.
   std::atomic<uint32_t> word_{kDrained};
+  std::atomic<uint64_t> pages_swept_{0};
 };
 
 }  // namespace spanpool

@@ -100,6 +100,9 @@ class ArenaMap {
   // The bits of a span in use.
   void SetListed(const Span& span, bool value) { Set(&Arena::listed, span, value); }
   void SetSpecials(const Span& span, bool value) { Set(&Arena::specials, span, value); }
+  bool HasSpecials(const Span& span) const {
+    return Find(ArenaOf(span.first_page))->specials.Test(span.first_page.value() % kPagesPerArena);
+  }
 
   // Notes that these pages, which the caller owns, are about to be used; returns whether they may
   // have been used before.

@@ -13,8 +13,9 @@ constexpr int kSweepTries = 100;
 
 }  // namespace
 
-CentralList::CentralList(SpanClass span_class, PageHeap* heap, BlockStates* states)
-    : span_class_(span_class), heap_(heap), states_(states) {}
+CentralList::CentralList(SpanClass span_class, PageHeap* heap, BlockStates* states,
+                         Specials* specials)
+    : span_class_(span_class), heap_(heap), states_(states), specials_(specials) {}
 
 Span* CentralList::Take(ActiveSweep* sweep) {
   SPANPOOL_CHECK(!span_class_.large());
@@ -44,9 +45,11 @@ Span* CentralList::Take(ActiveSweep* sweep) {
     }
     if (span == nullptr) return nullptr;
     CountOut(*span);
-    SweepBlocks(span);
+    sweep->CountSwept(token, span->pages);
+    const std::vector<FreedBlock> due = SweepBlocks(span);
     if (span->blocks_in_use < span->blocks) {
       span->sweep_generation.store(Span::kOnLoan, std::memory_order_relaxed);
+      Report(due);
       return span;
     }
     RankedMutexLock lock(&mu_);
@@ -62,13 +65,14 @@ void CentralList::Return(Span* span) {
                                                                 std::memory_order_relaxed))
       << "returning a span that is not on loan; its generation is " << generation;
   SPANPOOL_CHECK_EQ(span->span_class, span_class_);
-  SweepBlocks(span);
+  const std::vector<FreedBlock> due = SweepBlocks(span);
   if (span->blocks_in_use == 0) {
     heap_->Free(span);
-    return;
+  } else {
+    RankedMutexLock lock(&mu_);
+    ListLocked(span);
   }
-  RankedMutexLock lock(&mu_);
-  ListLocked(span);
+  Report(due);
 }
 
 void CentralList::BeginCycle() {
@@ -88,7 +92,7 @@ CentralList::Swept CentralList::SweepOne(const ActiveSweep::Token& token, Kind k
   }
   if (span == nullptr) return {};
   const PageCount pages = span->pages;
-  return {pages, SweepListed(span)};
+  return {pages, SweepListed(token, span)};
 }
 
 PageCount CentralList::SweepOwned(const ActiveSweep::Token& token, Span* span) {
@@ -98,7 +102,7 @@ PageCount CentralList::SweepOwned(const ActiveSweep::Token& token, Span* span) {
     // A taker may have popped it before it saw that it is ours.
     if (span->set != nullptr) span->set->Remove(span);
   }
-  return SweepListed(span);
+  return SweepListed(token, span);
 }
 
 Span* CentralList::TakeUnsweptLocked(Kind kind) {
@@ -115,7 +119,11 @@ Span* CentralList::TakeUnsweptLocked(Kind kind) {
   return nullptr;
 }
 
-void CentralList::SweepBlocks(Span* span) {
+void CentralList::Report(const std::vector<FreedBlock>& due) {
+  if (!due.empty()) specials_->Report(due);
+}
+
+std::vector<FreedBlock> CentralList::SweepBlocks(Span* span) {
   const absl::Span<uint64_t> bits(span->bits, span->bitmap_words());
   std::fill(bits.begin(), bits.end(), 0);
   const uint32_t count = states_ == nullptr ? 0 : states_->Sweep(*span, bits);
@@ -127,19 +135,23 @@ void CentralList::SweepBlocks(Span* span) {
   if (span->blocks % 64 != 0) SPANPOOL_CHECK_EQ(bits.back() >> (span->blocks % 64), 0u);
 #endif
   span->blocks_in_use = count;
+  return specials_ == nullptr ? std::vector<FreedBlock>() : specials_->TakeDue(span);
 }
 
-PageCount CentralList::SweepListed(Span* span) {
+PageCount CentralList::SweepListed(const ActiveSweep::Token& token, Span* span) {
   const PageCount pages = span->pages;
+  token.sweep().CountSwept(token, pages);
   CountOut(*span);
-  SweepBlocks(span);
-  if (span->blocks_in_use == 0) {
+  const std::vector<FreedBlock> due = SweepBlocks(span);
+  const bool empty = span->blocks_in_use == 0;
+  if (empty) {
     heap_->Free(span);
-    return pages;
+  } else {
+    RankedMutexLock lock(&mu_);
+    ListLocked(span);
   }
-  RankedMutexLock lock(&mu_);
-  ListLocked(span);
-  return PageCount(0);
+  Report(due);
+  return empty ? pages : PageCount(0);
 }
 
 void CentralList::ListLocked(Span* span) {

@@ -27,6 +27,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <vector>
 
 #include "absl/base/optimization.h"
 #include "absl/base/thread_annotations.h"
@@ -36,14 +37,15 @@
 #include "allocator/size_classes.h"
 #include "allocator/span.h"
 #include "allocator/span_set.h"
+#include "allocator/specials.h"
 #include "allocator/units.h"
 
 namespace spanpool {
 
 class alignas(ABSL_CACHELINE_SIZE) CentralList {
  public:
-  // `heap` and `states` outlive the list; `states` may be null: then no block is in use.
-  CentralList(SpanClass span_class, PageHeap* heap, BlockStates* states);
+  // All outlive the list; `states` may be null: then no block is in use. So may `specials`.
+  CentralList(SpanClass span_class, PageHeap* heap, BlockStates* states, Specials* specials);
   CentralList(const CentralList&) = delete;
   CentralList& operator=(const CentralList&) = delete;
 
@@ -93,10 +95,13 @@ class alignas(ABSL_CACHELINE_SIZE) CentralList {
 
   // An unswept span whose generation is now "being swept"; null if there is none.
   Span* TakeUnsweptLocked(Kind kind) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  // Asks the states and sets the span's bitmap and count. Without the lock; the span is ours.
-  void SweepBlocks(Span* span);
+  // Asks the states and sets the span's bitmap and count; returns the specials to report when the
+  // span is out of our hands. Without the lock; the span is ours.
+  std::vector<FreedBlock> SweepBlocks(Span* span);
+  // Without the lock.
+  void Report(const std::vector<FreedBlock>& due);
   // Sweeps a listed span that is ours, and lists it again or frees it; returns the pages freed.
-  PageCount SweepListed(Span* span);
+  PageCount SweepListed(const ActiveSweep::Token& token, Span* span);
   // Adds a span that is ours and was just swept to the set it belongs to.
   void ListLocked(Span* span) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void CountIn(const Span& span);
@@ -106,6 +111,7 @@ class alignas(ABSL_CACHELINE_SIZE) CentralList {
   const SpanClass span_class_;
   PageHeap* const heap_;
   BlockStates* const states_;
+  Specials* const specials_;
 
   mutable RankedMutex mu_{LockRank::kCentralList};
   uint64_t generation_ ABSL_GUARDED_BY(mu_) = Span::kFirstGeneration;

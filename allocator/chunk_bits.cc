@@ -1,5 +1,7 @@
 #include "allocator/chunk_bits.h"
 
+#include "allocator/units.h"
+
 namespace spanpool {
 namespace {
 

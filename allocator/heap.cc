@@ -4,29 +4,36 @@
 #include <array>
 #include <bit>
 #include <optional>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "allocator/central_list.h"
 #include "allocator/check.h"
 #include "allocator/metadata_source.h"
 #include "allocator/page_heap.h"
+#include "allocator/scavenger.h"
 #include "allocator/sweeper.h"
 
 namespace spanpool {
 
 class Heap::Impl {
  public:
+  // Requires options without defaults.
   Impl(const HeapOptions& options, ArenaSource* source, BlockStates* states)
       : pages_({.limit_bytes = options.limit_bytes,
                 .reserve_bytes = options.reserve_bytes,
                 .max_arenas = options.max_arenas},
-               source, MetadataSource::System()),
+               source, options.metadata),
+        specials_(&pages_.map(), options.metadata, options.listener),
+        runs_(&pages_),
+        scavenger_(&pages_, options.reserve_bytes),
         max_arenas_(options.max_arenas) {
-    std::array<CentralList*, kNumSpanClasses> lists;
+    std::vector<CentralList*> lists(kNumSpanClasses);
     for (size_t i = 0; i < kNumSpanClasses; ++i) {
-      lists[i] = &lists_[i].emplace(SpanClass::FromValue(static_cast<uint8_t>(i)), &pages_, states);
+      lists[i] = &lists_[i].emplace(SpanClass::FromValue(static_cast<uint8_t>(i)), &pages_, states,
+                                    &specials_);
     }
-    sweeper_.emplace(lists);
+    sweeper_.emplace(&pages_, lists);
   }
 
   absl::StatusOr<Span*> Grant(SpanClass span_class) {
@@ -52,16 +59,37 @@ class Heap::Impl {
 
   Span* SpanOf(PageId page) const { return pages_.SpanOf(page); }
 
+  absl::Status AddSpecial(Span* span, uint32_t block, SpecialKind kind, uint64_t value) {
+    return specials_.Add(span, block, kind, value);
+  }
+  bool RemoveSpecial(Span* span, uint32_t block, SpecialKind kind) {
+    return specials_.Remove(span, block, kind);
+  }
+
+  RunPool* runs() { return &runs_; }
+
   PageCount Sweep() { return sweeper_->SweepAll(); }
 
+  bool SweepInBackground(uint32_t spans) {
+    if (sweeper_->done() && !(sweeper_->CycleDue() && sweeper_->BeginCycle())) return false;
+    for (; spans != 0; --spans) {
+      if (!sweeper_->SweepOne().has_value()) return false;
+    }
+    return true;
+  }
+
   absl::Status Replenish() { return pages_.Replenish(); }
+
+  absl::Duration Scavenge() { return scavenger_.Step(); }
+
+  PageCount Trim() { return scavenger_.Trim(); }
 
   uint32_t max_arenas() const { return max_arenas_; }
 
   HeapStats stats() const {
     HeapStats stats;
     stats.limit_bytes = pages_.limit_bytes();
-    stats.metadata_bytes = pages_.metadata_bytes() + sizeof(*this);
+    stats.metadata_bytes = pages_.metadata_bytes() + specials_.metadata_bytes() + sizeof(*this);
     const PageHeapStats pages = pages_.stats();
     PageCount listed;
     for (const auto& list : lists_) {
@@ -84,6 +112,7 @@ class Heap::Impl {
   void CheckInvariants() const {
     pages_.CheckInvariants();
     for (const auto& list : lists_) list->CheckInvariants();
+    runs_.CheckInvariants();
     const HeapStats s = stats();
     SPANPOOL_CHECK_EQ(s.on_loan_bytes + s.in_lists_bytes + s.free_bytes + s.scavenged_bytes,
                       s.reserved_bytes);
@@ -94,6 +123,7 @@ class Heap::Impl {
   CentralList& ListOf(SpanClass span_class) { return *lists_[span_class.value()]; }
 
   absl::StatusOr<Span*> Make(SpanClass span_class, PageCount pages, PageCount alignment) {
+    sweeper_->PayFor(pages);
     absl::StatusOr<Span*> span = pages_.Allocate(span_class, pages, alignment);
     if (!absl::IsResourceExhausted(span.status())) return span;
     // Before refusing: blocks may have been freed in listed spans since anybody looked.
@@ -102,6 +132,9 @@ class Heap::Impl {
   }
 
   PageHeap pages_;
+  Specials specials_;
+  RunPool runs_;
+  Scavenger scavenger_;
   const uint32_t max_arenas_;
   // In place, for a list cannot be moved; constant after construction.
   std::array<std::optional<CentralList>, kNumSpanClasses> lists_;
@@ -112,6 +145,7 @@ namespace {
 
 HeapOptions WithDefaults(HeapOptions options) {
   if (options.max_arenas == 0) options.max_arenas = Heap::MaxArenas(options.limit_bytes);
+  if (options.metadata == nullptr) options.metadata = MetadataSource::System();
   return options;
 }
 
@@ -132,8 +166,18 @@ absl::StatusOr<Span*> Heap::GrantLarge(PageCount pages, bool scan, PageCount ali
 }
 void Heap::Return(Span* span) { impl_->Return(span); }
 Span* Heap::SpanOf(PageId page) const { return impl_->SpanOf(page); }
+absl::Status Heap::AddSpecial(Span* span, uint32_t block, SpecialKind kind, uint64_t value) {
+  return impl_->AddSpecial(span, block, kind, value);
+}
+bool Heap::RemoveSpecial(Span* span, uint32_t block, SpecialKind kind) {
+  return impl_->RemoveSpecial(span, block, kind);
+}
+RunPool* Heap::runs() { return impl_->runs(); }
 PageCount Heap::Sweep() { return impl_->Sweep(); }
+bool Heap::SweepInBackground(uint32_t spans) { return impl_->SweepInBackground(spans); }
 absl::Status Heap::Replenish() { return impl_->Replenish(); }
+absl::Duration Heap::Scavenge() { return impl_->Scavenge(); }
+PageCount Heap::Trim() { return impl_->Trim(); }
 uint32_t Heap::max_arenas() const { return impl_->max_arenas(); }
 HeapStats Heap::stats() const { return impl_->stats(); }
 void Heap::CheckInvariants() const { impl_->CheckInvariants(); }

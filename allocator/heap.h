@@ -22,9 +22,13 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "allocator/arena_source.h"
+#include "allocator/metadata_source.h"
+#include "allocator/run_pool.h"
 #include "allocator/size_classes.h"
 #include "allocator/span.h"
+#include "allocator/specials.h"
 #include "allocator/units.h"
 
 namespace spanpool {
@@ -35,6 +39,11 @@ struct HeapOptions {
   // Arenas there may be, at most kMaxArenas: how much address space whoever maps the pool needs.
   // 0 = MaxArenas(limit_bytes).
   uint32_t max_arenas = 0;
+  // Is told of freed blocks that something was attached to (AddSpecial). May be null; outlives the
+  // heap.
+  FreedBlockListener* listener = nullptr;
+  // Where the heap's records live; null = the system. Outlives the heap.
+  MetadataSource* metadata = nullptr;
 };
 
 struct HeapStats {
@@ -79,14 +88,42 @@ class Heap {
   // The span that owns `page`, or null. Never fails; any value is allowed.
   Span* SpanOf(PageId page) const;
 
+  // Attaches something to a block that is in use and stays so meanwhile; the listener is told when
+  // a sweep finds it free, which is not before its span is returned (specials.h). The same block
+  // takes one of each kind.
+  //   OUT_OF_RANGE        the span has no such block
+  //   ALREADY_EXISTS      the block has one of this kind
+  //   RESOURCE_EXHAUSTED  no memory for the record
+  absl::Status AddSpecial(Span* span, uint32_t block, SpecialKind kind, uint64_t value);
+  // Takes it off again, unreported; false if there is none.
+  bool RemoveSpecial(Span* span, uint32_t block, SpecialKind kind);
+
+  // Runs of 8 to 64 KiB for the owner of the heap itself, under the same limit; in the statistics
+  // they are on loan (run_pool.h). All are given back before the heap ends (CHECK).
+  RunPool* runs();
+
   // Sweeps every span listed now: blocks freed by others since they were last swept are collected,
   // and spans left empty are freed. Returns the pages freed.
   PageCount Sweep();
+
+  // A background thread's share of sweeping: begins a cycle when one is due, which is when as many
+  // pages were granted afresh as are listed, and sweeps up to `spans` spans of it. True if more is
+  // left to do. While a cycle goes on, grants of fresh pages sweep in proportion.
+  bool SweepInBackground(uint32_t spans);
 
   // Backs free pages with memory until `reserve_bytes` are free and backed, or as much as the limit
   // leaves. Creates arenas as needed. Call from a background thread; slow (microseconds a page).
   //   RESOURCE_EXHAUSTED  no memory, or no addresses left
   absl::Status Replenish();
+
+  // A background thread's share of giving memory back: discards up to 2 MiB of free memory if more
+  // is kept than a tenth of the recent peak and the reserve. Returns how long to sleep before the
+  // next call, so that about 1 % of a core is spent. Not thread-safe: one thread calls it.
+  absl::Duration Scavenge();
+
+  // Gives all free memory above the reserve back to the system at once, in whole runs of 2 MiB.
+  // Returns the pages given back.
+  PageCount Trim();
 
   // Arenas enough for `limit_bytes` of spans even when free pages lie scattered between them: twice
   // what they fill, and two.

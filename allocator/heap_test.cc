@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <map>
 #include <random>
 #include <set>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "allocator/anonymous_arena_source.h"
+#include "allocator/failing_metadata_source.h"
 #include "allocator/fake_block_states.h"
 #include "allocator/faulty_arena_source.h"
 
@@ -263,6 +265,54 @@ TEST(Heap, MemoryThatWasUsedNeedsZeroingAndFreshMemoryDoesNot) {
   EXPECT_FALSE((*heap.Grant(kClass64))->needs_zero);
 }
 
+TEST(Heap, TheListenerIsToldOnceOfABlockThatIsFreed) {
+  struct Listener : FreedBlockListener {
+    void OnFreed(absl::Span<const FreedBlock> blocks) override {
+      freed.insert(freed.end(), blocks.begin(), blocks.end());
+    }
+    std::vector<FreedBlock> freed;
+  } listener;
+  FaultyArenaSource source;
+  FakeBlockStates states;
+  HeapOptions options = Limit(kArenaBytes);
+  options.listener = &listener;
+  Heap heap(options, &source, &states);
+  Span* const span = *heap.Grant(kClass64);
+  const PageId page = span->first_page;
+  states.Refer(*span, 1);
+  states.Refer(*span, 2);
+  ASSERT_TRUE(heap.AddSpecial(span, 1, SpecialKind::kNotification, 11).ok());
+  ASSERT_TRUE(heap.AddSpecial(span, 2, SpecialKind::kProfile, 22).ok());
+  ASSERT_TRUE(heap.AddSpecial(span, 2, SpecialKind::kNotification, 33).ok());
+  EXPECT_TRUE(heap.RemoveSpecial(span, 2, SpecialKind::kNotification));
+  heap.Return(span);
+  heap.Sweep();
+  EXPECT_TRUE(listener.freed.empty());
+  states.Drop(page, 1);
+  heap.Sweep();
+  heap.Sweep();
+  EXPECT_EQ(listener.freed, (std::vector<FreedBlock>{{page, 1, SpecialKind::kNotification, 11}}));
+  heap.CheckInvariants();
+  states.Drop(page, 2);
+  heap.Sweep();
+  ASSERT_EQ(listener.freed.size(), 2u);
+  EXPECT_EQ(listener.freed[1].value, 22u);
+  EXPECT_EQ(heap.SpanOf(page), nullptr);
+  heap.CheckInvariants();
+}
+
+TEST(Heap, RunsAreUnderTheSameLimit) {
+  FaultyArenaSource source;
+  Heap heap(Limit(64 * kPageBytes), &source, nullptr);
+  const absl::StatusOr<PageRange> run = heap.runs()->Alloc(RunOrder(2));
+  ASSERT_TRUE(run.ok());
+  EXPECT_EQ(heap.stats().on_loan_bytes, 32 * kPageBytes);
+  EXPECT_FALSE(heap.GrantLarge(PageCount(33), false).ok());
+  heap.CheckInvariants();
+  heap.runs()->Free(*run);
+  EXPECT_TRUE(heap.GrantLarge(PageCount(33), false).ok());
+}
+
 // Fails the N-th call of each kind, for N = 1, 2, 3 ..., until a run meets none.
 TEST(Heap, FailsCleanlyAtEveryCallOfTheArenaSource) {
   using Call = FaultyArenaSource::Call;
@@ -303,6 +353,52 @@ TEST(Heap, FailsCleanlyAtEveryCallOfTheArenaSource) {
         EXPECT_GT(n, 1u);
         break;
       }
+    }
+  }
+}
+
+// Memory for the heap's records ends after N calls, for N = 0, 1, 2 ..., until that is enough.
+TEST(Heap, FailsCleanlyAtEveryAllocationOfMetadata) {
+  for (int64_t n = 0;; ++n) {
+    SCOPED_TRACE(n);
+    FailingMetadataSource metadata(n);
+    FaultyArenaSource source;
+    FakeBlockStates states;
+    HeapOptions options = Limit(4 * kArenaBytes);
+    options.metadata = &metadata;
+    Heap heap(options, &source, &states);
+    std::vector<Span*> spans;
+    std::vector<PageId> shared;
+    const auto keep = [&](absl::StatusOr<Span*> span) {
+      if (!span.ok()) {
+        EXPECT_EQ(span.status().code(), absl::StatusCode::kResourceExhausted);
+        return;
+      }
+      states.Refer(**span, 0);
+      shared.push_back((*span)->first_page);
+      const absl::Status status = heap.AddSpecial(*span, 0, SpecialKind::kProfile, 1);
+      EXPECT_TRUE(status.ok() || absl::IsResourceExhausted(status));
+      spans.push_back(*span);
+    };
+    for (uint8_t c = 2; c < 30; ++c) keep(heap.Grant(SpanClass::FromValue(c)));
+    keep(heap.GrantLarge(PageCount(2 * kPagesPerArena), false));
+    for (int i = 0; i < 300; ++i) keep(heap.Grant(kClass64));
+    heap.CheckInvariants();
+    // Giving back never needs memory.
+    for (Span* span : spans) heap.Return(span);
+    heap.CheckInvariants();
+    for (const PageId page : shared) states.Drop(page, 0);
+    heap.Sweep();
+    EXPECT_EQ(heap.stats().on_loan_bytes + heap.stats().in_lists_bytes, 0u);
+    heap.CheckInvariants();
+    const bool hit = metadata.hit();
+    metadata.Heal();
+    EXPECT_TRUE(heap.GrantLarge(PageCount(3 * kPagesPerArena), false).ok());
+    EXPECT_TRUE(heap.Grant(kClass64).ok());
+    heap.CheckInvariants();
+    if (!hit) {
+      EXPECT_GT(n, 10);
+      break;
     }
   }
 }
@@ -448,7 +544,7 @@ TEST(Heap, RandomOperationsMatchATriviallyCorrectModel) {
   heap.CheckInvariants();
 }
 
-TEST(Heap, FourThreadsGrantShareSweepAndReturn) {
+TEST(Heap, FourThreadsGrantShareSweepAndReturnWhileABackgroundThreadTidiesUp) {
   FaultyArenaSource source;
   FakeBlockStates states;
   HeapOptions options = Limit(2 * kArenaBytes);
@@ -494,6 +590,7 @@ TEST(Heap, FourThreadsGrantShareSweepAndReturn) {
         } else if (choice < 99) {
           EXPECT_TRUE(heap.Replenish().ok());
         } else {
+          if (seed == 0) heap.Trim();
           ExpectAddsUp(heap.stats());
         }
       }
@@ -501,7 +598,16 @@ TEST(Heap, FourThreadsGrantShareSweepAndReturn) {
       for (const auto& [page, block] : shared) states.Drop(page, block);
     });
   }
+  std::atomic<bool> stop{false};
+  std::thread background([&] {
+    while (!stop.load()) {
+      heap.SweepInBackground(10);
+      heap.Scavenge();
+    }
+  });
   for (std::thread& thread : threads) thread.join();
+  stop.store(true);
+  background.join();
   heap.Sweep();
   heap.CheckInvariants();
   EXPECT_EQ(heap.stats().on_loan_bytes + heap.stats().in_lists_bytes, 0u);

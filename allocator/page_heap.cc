@@ -1,6 +1,7 @@
 #include "allocator/page_heap.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "allocator/check.h"
@@ -51,6 +52,7 @@ absl::StatusOr<Span*> PageHeap::Allocate(SpanClass span_class, PageCount pages,
   const PageRange range{run->first, pages};
   bool zero = false;
   if (run->scavenged > PageCount(0)) {
+    DiscardExcess();
     const absl::Status status = source_->Populate(range);
     if (!status.ok()) {
       // Which pages have memory now nobody knows; none has after this.
@@ -79,6 +81,7 @@ absl::StatusOr<Span*> PageHeap::Allocate(SpanClass span_class, PageCount pages,
   span->state.store(Span::State::kInUse, std::memory_order_relaxed);
   map_.Enter(span);
   shard.spans.fetch_add(1, std::memory_order_relaxed);
+  shard.taken.fetch_add(pages.value(), std::memory_order_relaxed);
   return span;
 }
 
@@ -91,7 +94,7 @@ std::optional<PageAlloc::Run> PageHeap::TakeCached(Shard& shard, PageCount pages
     charged_ -= held;
     // Near the limit what one cache hoards another thread may need.
     if (Bytes(charged_ + kMaxCached) <= options_.limit_bytes && shard.pages.Refill(&pages_)) {
-      charged_ += shard.pages.pages();
+      ChargeLocked(shard.pages.pages());
       run = shard.pages.Alloc(pages);
     }
     // Under the heap's lock, too: what has left pages_ is seen in the cache.
@@ -144,7 +147,7 @@ absl::StatusOr<PageAlloc::Run> PageHeap::TakeLocked(PageCount pages, PageCount a
                      " bytes are in use and ", Bytes(pages),
                      " more are asked for; return idle spans and try again"));
   }
-  charged_ += pages;  // before the lock is released, or the limit could be passed
+  ChargeLocked(pages);  // before the lock is released, or the limit could be passed
   while (true) {
     if (std::optional<PageAlloc::Run> run = pages_.Alloc(pages, alignment); run.has_value()) {
       return *run;
@@ -155,10 +158,12 @@ absl::StatusOr<PageAlloc::Run> PageHeap::TakeLocked(PageCount pages, PageCount a
     const uint64_t first = (earliest + alignment.value() - 1) & ~(alignment.value() - 1);
     absl::Status status;
     if (first + pages.value() > uint64_t{options_.max_arenas} * kPagesPerArena) {
-      if (backing_ > PageCount(0)) {
-        // Free pages are with threads that put memory behind them; they come back.
-        mu_.Await(absl::Condition(
-            +[](PageCount* backing) { return *backing == PageCount(0); }, &backing_));
+      if (MovingLocked() > PageCount(0)) {
+        // Free pages are with threads that back or discard them; they come back.
+        const auto none_moves = [this]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+          return MovingLocked() == PageCount(0);
+        };
+        mu_.Await(absl::Condition(&none_moves));
         continue;
       }
       status = absl::ResourceExhaustedError(
@@ -213,6 +218,7 @@ absl::Status PageHeap::GrowLocked() {
 void PageHeap::Free(Span* span) {
   SPANPOOL_CHECK(span->state.load(std::memory_order_relaxed) == Span::State::kInUse);
   SPANPOOL_CHECK(span->set == nullptr);
+  SPANPOOL_DCHECK(!map_.HasSpecials(*span));
   map_.Leave(span);
   span->state.store(Span::State::kFree, std::memory_order_relaxed);
   const PageRange range = span->range();
@@ -235,9 +241,10 @@ absl::Status PageHeap::Replenish() {
   RankedMutexLock lock(&mu_);
   while (true) {
     const uint64_t limit = options_.limit_bytes / kPageBytes;
-    const uint64_t target =
-        std::min(options_.reserve_bytes / kPageBytes, limit - std::min(limit, charged_.value()));
-    const uint64_t have = (pages_.free_backed() + backing_).value();
+    const PageHeapStats stats = StatsLocked();
+    const uint64_t target = std::min(options_.reserve_bytes / kPageBytes,
+                                     limit - std::min(limit, stats.in_use.value()));
+    const uint64_t have = (stats.free + moving_scavenged_).value();
     if (have >= target) return absl::OkStatus();
     const std::optional<PageRange> range =
         pages_.FindScavenged(std::min(kReplenishStep, PageCount(target - have)));
@@ -247,13 +254,13 @@ absl::Status PageHeap::Replenish() {
       continue;
     }
     pages_.AllocRange(*range);
-    backing_ += range->count;
+    moving_scavenged_ += range->count;
     mu_.Unlock();
     const absl::Status status = source_->Populate(*range);
     // Best effort: if memory stays behind some of the pages it is found there later.
     if (!status.ok()) source_->Discard(*range).IgnoreError();
     mu_.Lock();
-    backing_ -= range->count;
+    moving_scavenged_ -= range->count;
     if (status.ok()) pages_.ClearScavenged(*range);
     pages_.Free(*range);
     if (!status.ok()) {
@@ -261,6 +268,47 @@ absl::Status PageHeap::Replenish() {
           absl::StrCat("no memory for the reserve: ", status.message()));
     }
   }
+}
+
+PageCount PageHeap::DiscardOne() {
+  PageRange range;
+  PageCount backed;
+  {
+    RankedMutexLock lock(&mu_);
+    const PageCount before = pages_.free_backed();
+    const std::optional<PageRange> run = pages_.TakeScavengable(kDiscardRun);
+    if (!run.has_value()) return PageCount(0);
+    range = *run;
+    backed = before - pages_.free_backed();
+    moving_backed_ += backed;
+    moving_scavenged_ += range.count - backed;
+  }
+  const bool discarded = source_->Discard(range).ok();
+  // Part of it may be gone: it must not be granted as backed, nor trusted to be zero.
+  if (!discarded) scavenged_is_zero_.store(false, std::memory_order_relaxed);
+  RankedMutexLock lock(&mu_);
+  moving_backed_ -= backed;
+  moving_scavenged_ -= range.count - backed;
+  pages_.FreeScavenged(range);
+  return discarded ? backed : PageCount(0);
+}
+
+void PageHeap::DiscardExcess() {
+  while (true) {
+    const PageHeapStats now = stats();
+    if (Bytes(now.in_use + now.free) <= options_.limit_bytes) return;
+    if (now.free < kDiscardRun || DiscardOne() == PageCount(0)) return;
+  }
+}
+
+void PageHeap::ChargeLocked(PageCount pages) {
+  charged_ += pages;
+  peak_ = std::max(peak_, charged_);
+}
+
+PageCount PageHeap::TakePeak() {
+  RankedMutexLock lock(&mu_);
+  return std::exchange(peak_, charged_);
 }
 
 PageHeapStats PageHeap::StatsLocked() const {
@@ -277,9 +325,9 @@ PageHeapStats PageHeap::StatsLocked() const {
   }
   PageHeapStats stats;
   stats.reserved = PageCount(arenas_ * kPagesPerArena);
-  stats.in_use = pages_.allocated() - backing_ - cached;
-  stats.free = pages_.free_backed() + (cached - cached_scavenged);
-  stats.scavenged = pages_.free_scavenged() + backing_ + cached_scavenged;
+  stats.in_use = pages_.allocated() - MovingLocked() - cached;
+  stats.free = pages_.free_backed() + moving_backed_ + (cached - cached_scavenged);
+  stats.scavenged = pages_.free_scavenged() + moving_scavenged_ + cached_scavenged;
   stats.spans = spans < 0 ? 0 : static_cast<uint64_t>(spans);
   return stats;
 }
@@ -287,6 +335,17 @@ PageHeapStats PageHeap::StatsLocked() const {
 PageHeapStats PageHeap::stats() const {
   RankedMutexLock lock(&mu_);
   return StatsLocked();
+}
+
+PageCount PageHeap::taken() const {
+  uint64_t taken = 0;
+  for (const Shard& shard : shards_) taken += shard.taken.load(std::memory_order_relaxed);
+  return PageCount(taken);
+}
+
+uint32_t PageHeap::arenas_end() const {
+  RankedMutexLock lock(&mu_);
+  return next_arena_;
 }
 
 uint64_t PageHeap::metadata_bytes() const {
@@ -314,7 +373,7 @@ void PageHeap::CheckInvariants() const {
   SPANPOOL_CHECK_EQ(stats.in_use + stats.free + stats.scavenged, stats.reserved);
   SPANPOOL_CHECK_EQ(stats.in_use + Cached(), charged_);
   SPANPOOL_CHECK_LE(Bytes(charged_), options_.limit_bytes);
-  SPANPOOL_CHECK_EQ(backing_, PageCount(0));
+  SPANPOOL_CHECK_EQ(MovingLocked(), PageCount(0));
 
   uint64_t spans = 0;
   PageCount in_use;
@@ -336,7 +395,9 @@ void PageHeap::CheckInvariants() const {
       SPANPOOL_CHECK_LT(i, arena->zeroed_pages.load(std::memory_order_relaxed));
       in_use += PageCount(1);
       if (first) {
-        SPANPOOL_CHECK_EQ(arena->listed.Test(i), span->set != nullptr) << "page " << page;
+        const bool manual = span->sweep_generation.load() == Span::kManual;
+        SPANPOOL_CHECK_EQ(arena->listed.Test(i), span->set != nullptr && !manual)
+            << "page " << page;
         ++spans;
       }
     }

@@ -85,8 +85,25 @@ class PageHeap {
   //   RESOURCE_EXHAUSTED  no memory or no addresses left
   absl::Status Replenish();
 
+  // Memory given back at once: 2 MiB, aligned.
+  static constexpr PageCount kDiscardRun{256};
+  // Discards the highest free run of kDiscardRun pages that has memory. Returns how many of its
+  // pages had; 0 if there is no such run, or the source failed.
+  PageCount DiscardOne() ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Gives the pages of all caches back to the page allocator. Returns how many there were.
+  PageCount FlushCaches() ABSL_LOCKS_EXCLUDED(mu_);
+
+  // The most pages that were in use at once since the last call.
+  PageCount TakePeak() ABSL_LOCKS_EXCLUDED(mu_);
+
   // Adds up at every moment. The number of spans may be off by those that are being made or freed.
   PageHeapStats stats() const ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Pages taken for spans since the heap began, given back or not.
+  PageCount taken() const;
+  // The arenas there are have indices below this; some may be holes.
+  uint32_t arenas_end() const ABSL_LOCKS_EXCLUDED(mu_);
 
   uint64_t limit_bytes() const { return options_.limit_bytes; }
   uint64_t metadata_bytes() const;
@@ -107,6 +124,7 @@ class PageHeap {
     std::atomic<uint64_t> cached_scavenged{0};
     // Spans made minus spans freed by way of this shard.
     std::atomic<int64_t> spans{0};
+    std::atomic<uint64_t> taken{0};
 
     void CountPages() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
       cached_pages.store(pages.pages().value(), std::memory_order_relaxed);
@@ -119,13 +137,20 @@ class PageHeap {
   Shard& MyShard() const;
   PageCount Cached() const;
 
+  // Counts pages taken for spans or caches.
+  void ChargeLocked(PageCount pages) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  PageCount MovingLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    return moving_scavenged_ + moving_backed_;
+  }
+  // Discards free memory until spans and free memory together do not exceed the limit, or no whole
+  // run is left.
+  void DiscardExcess();
+
   // A run out of the cache, which is filled if need be; nothing if that is not to be.
   std::optional<PageAlloc::Run> TakeCached(Shard& shard, PageCount pages)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu);
   // Takes pages, growing the heap and flushing the caches as needed.
   absl::StatusOr<PageAlloc::Run> Take(PageCount pages, PageCount alignment);
-  // Gives the pages of all caches back to the page allocator. Returns how many there were.
-  PageCount FlushCaches();
   // The same without flushing; the lock is released meanwhile.
   absl::StatusOr<PageAlloc::Run> TakeLocked(PageCount pages, PageCount alignment)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -146,8 +171,11 @@ class PageHeap {
   PageAlloc pages_ ABSL_GUARDED_BY(mu_);
   // Against the limit: pages of spans, of spans being made, and in caches.
   PageCount charged_ ABSL_GUARDED_BY(mu_);
-  // Taken from pages_ while memory is put behind them.
-  PageCount backing_ ABSL_GUARDED_BY(mu_);
+  PageCount peak_ ABSL_GUARDED_BY(mu_);  // of charged_, see TakePeak
+  // Taken from pages_ while memory is put behind them, or discarded: those without memory, and
+  // those with. They count as free still.
+  PageCount moving_scavenged_ ABSL_GUARDED_BY(mu_);
+  PageCount moving_backed_ ABSL_GUARDED_BY(mu_);
   uint32_t arenas_ ABSL_GUARDED_BY(mu_) = 0;        // in pages_
   uint32_t next_arena_ ABSL_GUARDED_BY(mu_) = 0;    // where to grow next
   bool next_created_ ABSL_GUARDED_BY(mu_) = false;  // the source has it, our records failed

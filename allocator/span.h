@@ -10,6 +10,7 @@
 //   g           the span is                           who may touch it
 //   kOnLoan     granted                               its holder
 //   kReturning  being taken back                      who swapped g to that
+//   kManual     cut into runs by hand (run_pool.h)    its run pool
 //   h - 2       listed, and not swept in this cycle   whoever swaps g to h - 1
 //   h - 1       being swept                           who swapped g to that
 //   h           listed, and swept                     its central list
@@ -31,6 +32,7 @@
 namespace spanpool {
 
 class SpanSet;
+struct SpecialRecord;
 
 inline constexpr size_t kSpanBitmapWords = kMaxBlocksPerSpan / 64;
 
@@ -59,6 +61,7 @@ struct Span {
   enum class State : uint8_t { kFree, kInUse };
   static constexpr uint64_t kOnLoan = 1;
   static constexpr uint64_t kReturning = 3;
+  static constexpr uint64_t kManual = 5;
   static constexpr uint64_t kFirstGeneration = 8;  // of the heap; h - 2 and h - 1 differ from these
 
   std::atomic<State> state{State::kFree};
@@ -68,6 +71,9 @@ struct Span {
   uint32_t blocks_in_use = 0;  // bits set in in_use()
   uint64_t* bits = &own_bits;  // more than 64 blocks: a bitmap from the heap's records
   uint64_t own_bits = 0;
+
+  // Guarded by the lock of the specials.
+  SpecialRecord* specials = nullptr;
 
   // Guarded by the lock of the set's owner.
   SpanSet* set = nullptr;  // which holds the span; null = none

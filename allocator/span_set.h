@@ -33,6 +33,8 @@ class SpanSet {
 
   // Adds a span that is in no set (CHECK).
   void Push(Span* span);
+  // The span that has been in the set longest; null if it is empty.
+  Span* First() const { return first_; }
   // Removes and returns the span that has been in the set longest; null if it is empty.
   Span* Pop();
   // Removes a span that is in this set (CHECK).

@@ -5,8 +5,15 @@ namespace spanpool {
 bool Sweeper::BeginCycle() {
   const ActiveSweep::Token token = active_.Restart();
   if (!token) return false;
-  for (CentralList* list : lists_) list->BeginCycle();
-  generation_.fetch_add(2, std::memory_order_release);
+  PageCount listed;
+  for (CentralList* list : lists_) {
+    list->BeginCycle();
+    listed += list->listed_pages();
+  }
+  const uint64_t generation = generation_.load(std::memory_order_relaxed) + 2;
+  generation_.store(generation, std::memory_order_release);
+  pacer_.Begin(listed, heap_->taken());
+  reclaimer_.Begin(generation, heap_->arenas_end());
   cursor_.store(0, std::memory_order_relaxed);
   active_.Open(token);
   return true;
@@ -27,6 +34,25 @@ std::optional<CentralList::Swept> Sweeper::SweepOne() {
   }
   active_.MarkDrained(token);
   return std::nullopt;
+}
+
+bool Sweeper::CycleDue() const {
+  if (!active_.done() || !pacer_.Due(heap_->taken())) return false;
+  for (const CentralList* list : lists_) {
+    if (list->listed_pages() > PageCount(0)) return true;
+  }
+  return false;
+}
+
+void Sweeper::PayFor(PageCount pages) {
+  if (active_.done()) return;  // the usual case costs one load
+  // The cycle cannot end, and its pace not change, while we are in it.
+  const ActiveSweep::Token token = active_.Begin();
+  if (!token) return;
+  const PageCount owed = pacer_.Owed(heap_->taken(), pages);
+  while (active_.pages_swept() < owed && SweepOne().has_value()) {
+  }
+  reclaimer_.Reclaim(token, pages);
 }
 
 PageCount Sweeper::SweepAll() {

@@ -1,11 +1,12 @@
 #include "bench/harness.h"
 
+#include <time.h>
+
 #include <algorithm>
-#include <cmath>
 #include <cstdlib>
 #include <fstream>
 #include <iostream>
-#include <map>
+#include <memory>
 
 #include "absl/status/status.h"
 
@@ -86,10 +87,16 @@ void Suite::Measure(const Case& c, System& system, bool keep) {
   }
 }
 
+double NowNs(TimeOf what) {
+  timespec now{};
+  clock_gettime(what == TimeOf::kThread ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &now);
+  return static_cast<double>(now.tv_sec) * 1e9 + static_cast<double>(now.tv_nsec);
+}
+
 double Timer::TimeNs(int64_t n) {
-  const int64_t start = absl::GetCurrentTimeNanos();
+  const double start = NowNs(what_);
   operations_(n);
-  return static_cast<double>(absl::GetCurrentTimeNanos() - start);
+  return NowNs(what_) - start;
 }
 
 double Timer::NsPerOperation() {
@@ -105,12 +112,13 @@ double Timer::NsPerOperation() {
   return TimeNs(n_) / static_cast<double>(n_);
 }
 
-Round TimedRound(std::string metric, absl::Duration time, std::function<void(int64_t)> operations) {
-  return
-      [metric = std::move(metric),
-       timer = std::make_shared<Timer>(time, std::move(operations))]() -> absl::StatusOr<Metrics> {
-        return Metrics{{metric, "ns", timer->NsPerOperation()}};
-      };
+Round TimedRound(std::string metric, absl::Duration time, TimeOf what,
+                 std::function<void(int64_t)> operations) {
+  return [metric = std::move(metric),
+          timer = std::make_shared<Timer>(time, what,
+                                          std::move(operations))]() -> absl::StatusOr<Metrics> {
+    return Metrics{{metric, "ns", timer->NsPerOperation()}};
+  };
 }
 
 int SuiteMain(int argc, char** argv, const std::string& name,

@@ -24,7 +24,6 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "nlohmann/json.hpp"
 
@@ -86,12 +85,20 @@ class Suite {
   nlohmann::json absent_ = nlohmann::json::array();
 };
 
+// Which time is meant.
+enum class TimeOf {
+  kThread,  // while this thread runs: what else a busy machine does is not counted. For work of one
+            // thread that never waits
+  kWall,    // all of it: for what waits, or uses other threads
+};
+double NowNs(TimeOf what);
+
 // Times `operations(n)`, which does something n times, for about `time`: first finds out how often
 // that is, then measures that often in each call. Nanoseconds for one.
 class Timer {
  public:
-  Timer(absl::Duration time, std::function<void(int64_t)> operations)
-      : time_(time), operations_(std::move(operations)) {}
+  Timer(absl::Duration time, TimeOf what, std::function<void(int64_t)> operations)
+      : time_(time), what_(what), operations_(std::move(operations)) {}
 
   double NsPerOperation();
 
@@ -99,12 +106,14 @@ class Timer {
   double TimeNs(int64_t n);
 
   const absl::Duration time_;
+  const TimeOf what_;
   const std::function<void(int64_t)> operations_;
   int64_t n_ = 0;
 };
 
 // A round that is one figure of a Timer.
-Round TimedRound(std::string metric, absl::Duration time, std::function<void(int64_t)> operations);
+Round TimedRound(std::string metric, absl::Duration time, TimeOf what,
+                 std::function<void(int64_t)> operations);
 
 // The whole of a suite program's main: `fill` adds the cases. Flags: --quick, --rounds N, --case
 // TEXT,

@@ -92,7 +92,7 @@ TEST(Suite, AFilterLeavesOutOtherCases) {
 
 TEST(Timer, FindsOutHowOftenAndThenMeasuresThat) {
   std::vector<int64_t> counts;
-  Timer timer(absl::Microseconds(200), [&counts](int64_t n) {
+  Timer timer(absl::Microseconds(200), TimeOf::kWall, [&counts](int64_t n) {
     counts.push_back(n);
     std::atomic<int64_t> done{0};
     for (int64_t i = 0; i < n; ++i) done.fetch_add(1);

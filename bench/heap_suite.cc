@@ -25,6 +25,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "allocator/anonymous_arena_source.h"
+#include "allocator/arena_source.h"
 #include "allocator/check.h"
 #include "allocator/heap.h"
 #include "allocator/memfd_arena_source.h"
@@ -75,7 +76,7 @@ void AddSpanLendReturn(Suite& suite) {
   SPANPOOL_CHECK(SpanPages(SizeClassFor(64)) == PageCount(1));
   const auto warm = std::make_shared<WarmHeap>();
   suite.Add("span_lend_return_8k", "spanpool",
-            TimedRound("ns_per_pair", suite.round_time(),
+            TimedRound("ns_per_pair", suite.round_time(), TimeOf::kThread,
                        [warm](int64_t n) { LendAndReturn(warm->heap, ClassOf(64), n); }));
   AddProbes(suite, "span_lend_return_8k", {"mutex_pair", "xadd", "cas_pair", "core_round_trip"});
 }
@@ -88,7 +89,7 @@ class CachedPages {
   }
 
   double NsPerPage() {
-    const Clock::time_point start = Clock::now();
+    const double start = NowNs(TimeOf::kThread);
     for (size_t i = 0; i < kPagesPerArena; ++i) {
       std::optional<PageAlloc::Run> run = cache_.Alloc(PageCount(1));
       if (!run.has_value()) {
@@ -98,7 +99,7 @@ class CachedPages {
       }
       benchmark::DoNotOptimize(run->first);
     }
-    const double ns = MsSince(start) * 1e6 / kPagesPerArena;
+    const double ns = (NowNs(TimeOf::kThread) - start) / kPagesPerArena;
     cache_.Flush(&pages_);
     pages_.Free(PageRange{PageId(0), PageCount(kPagesPerArena)});
     return ns;
@@ -121,51 +122,64 @@ void AddPageCached(Suite& suite) {
   AddProbes(suite, "page_cached", {"mutex_pair"});
 }
 
-// Lends and returns by all of `classes` at once, a thread each, for `time`. Pairs a nanosecond.
-double PairsPerNs(Heap& heap, const std::vector<SpanClass>& classes, absl::Duration time) {
-  std::atomic<size_t> ready{0};
-  std::atomic<bool> stop{false};
+struct alignas(128) PairCount {
   std::atomic<int64_t> pairs{0};
+};
+
+// Lends and returns by threads, one for each (heap, class), at once for `time`. Pairs a nanosecond
+// of all together: the ninth decile of short slices, for in the others a busy machine ran something
+// else.
+double PairsPerNs(const std::vector<std::pair<Heap*, SpanClass>>& lenders, absl::Duration time) {
+  std::atomic<bool> stop{false};
+  std::vector<PairCount> counts(lenders.size());
   std::vector<std::thread> threads;
-  for (const SpanClass span_class : classes) {
-    threads.emplace_back([&heap, &ready, &stop, &pairs, &classes, span_class] {
-      LendAndReturn(heap, span_class, 1000);
-      ready.fetch_add(1);
-      while (ready.load() < classes.size()) {
-      }
+  for (size_t i = 0; i < lenders.size(); ++i) {
+    threads.emplace_back([&stop, &count = counts[i], lender = lenders[i]] {
       int64_t n = 0;
-      for (; !stop.load(std::memory_order_relaxed); n += 64) LendAndReturn(heap, span_class, 64);
-      pairs.fetch_add(n);
+      while (!stop.load(std::memory_order_relaxed)) {
+        LendAndReturn(*lender.first, lender.second, 64);
+        count.pairs.store(n += 64, std::memory_order_relaxed);
+      }
     });
   }
-  while (ready.load() < classes.size()) {
+  const auto total = [&counts] {
+    int64_t sum = 0;
+    for (const PairCount& count : counts) sum += count.pairs.load(std::memory_order_relaxed);
+    return sum;
+  };
+  std::vector<double> slices;
+  const double start = NowNs(TimeOf::kWall);
+  double slice_start = start;
+  int64_t pairs = total();
+  // The first slices are the threads' start; the decile leaves them out.
+  while (slice_start - start < absl::ToDoubleNanoseconds(time) || slices.size() < 10) {
+    absl::SleepFor(absl::Milliseconds(1));
+    const int64_t pairs_now = total();
+    const double now = NowNs(TimeOf::kWall);
+    slices.push_back(static_cast<double>(pairs_now - pairs) / (now - slice_start));
+    pairs = pairs_now;
+    slice_start = now;
   }
-  const Clock::time_point start = Clock::now();
-  absl::SleepFor(time);
   stop.store(true);
   for (std::thread& thread : threads) thread.join();
-  return static_cast<double>(pairs.load()) / (MsSince(start) * 1e6);
+  std::sort(slices.begin(), slices.end());
+  return slices[slices.size() * 9 / 10];
 }
 
 void AddLendTwoThreads(Suite& suite) {
-  const auto warm = std::make_shared<WarmHeap>();
+  const auto first = std::make_shared<WarmHeap>();
+  const auto second = std::make_shared<WarmHeap>();
   const absl::Duration time = suite.round_time();
-  suite.Add("lend_2_threads", "spanpool", [warm, time]() -> absl::StatusOr<Metrics> {
-    const double one = PairsPerNs(warm->heap, {ClassOf(64)}, time);
-    const double two = PairsPerNs(warm->heap, {ClassOf(64), ClassOf(128)}, time);
-    return Metrics{{"speedup", "ratio", two / one}, {"ns_per_pair", "ns", 1 / one}};
-  });
+  const auto speedup = [time](Heap* a, Heap* b) -> absl::StatusOr<Metrics> {
+    const double one = PairsPerNs({{a, ClassOf(64)}}, time);
+    const double two = PairsPerNs({{a, ClassOf(64)}, {b, ClassOf(128)}}, time);
+    return Metrics{{"speedup", "ratio", two / one}};
+  };
+  suite.Add("lend_2_threads", "spanpool",
+            [speedup, first] { return speedup(&first->heap, &first->heap); });
   // What two threads that share nothing get on this machine at this moment.
-  suite.Add("lend_2_threads", "probe", [time]() -> absl::StatusOr<Metrics> {
-    WarmHeap a;
-    WarmHeap b;
-    const double one = PairsPerNs(a.heap, {ClassOf(64)}, time);
-    double second = 0;
-    std::thread other([&] { second = PairsPerNs(b.heap, {ClassOf(128)}, time); });
-    const double first = PairsPerNs(a.heap, {ClassOf(64)}, time);
-    other.join();
-    return Metrics{{"speedup", "ratio", (first + second) / one}};
-  });
+  suite.Add("lend_2_threads", "probe",
+            [speedup, first, second] { return speedup(&first->heap, &second->heap); });
 }
 
 absl::StatusOr<Metrics> FreshArena() {

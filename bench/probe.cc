@@ -3,7 +3,9 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include <algorithm>
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <thread>
 #include <utility>
@@ -62,44 +64,63 @@ void PinTo(int cpu) {
   (void)pthread_setaffinity_np(pthread_self(), sizeof(set), &set);
 }
 
-// Two threads pass a number to and fro; odd ones are for the second.
-void CoreRoundTrips(int64_t n, int first_cpu, int second_cpu) {
-  static Line there;
-  static Line back;
-  there.word.store(0, std::memory_order_relaxed);
-  back.word.store(0, std::memory_order_relaxed);
-  std::thread second([n, second_cpu] {
+// Two threads pass a number to and fro for `time`. The median of many short batches: in most of
+// them neither thread is interrupted, even on a busy machine.
+double CoreRoundTripNs(absl::Duration time, int first_cpu, int second_cpu) {
+  constexpr uint64_t kBatch = 64;
+  constexpr uint64_t kEnd = UINT64_MAX;
+  Line there;
+  Line back;
+  std::thread second([&there, &back, second_cpu] {
     PinTo(second_cpu);
-    for (int64_t i = 1; i <= n; ++i) {
-      while (there.word.load(std::memory_order_acquire) != static_cast<uint64_t>(i)) {
-      }
-      back.word.store(static_cast<uint64_t>(i), std::memory_order_release);
+    for (uint64_t seen = 0; seen != kEnd;) {
+      const uint64_t now = there.word.load(std::memory_order_acquire);
+      if (now == seen) continue;
+      seen = now;
+      back.word.store(now, std::memory_order_release);
     }
   });
-  std::thread first([n, first_cpu] {
+  std::vector<double> batches;
+  std::thread first([&there, &back, &batches, time, first_cpu] {
     PinTo(first_cpu);
-    for (int64_t i = 1; i <= n; ++i) {
-      there.word.store(static_cast<uint64_t>(i), std::memory_order_release);
-      while (back.word.load(std::memory_order_acquire) != static_cast<uint64_t>(i)) {
+    const auto send = [&there, &back](uint64_t value) {
+      there.word.store(value, std::memory_order_release);
+      while (back.word.load(std::memory_order_acquire) != value) {
       }
+    };
+    uint64_t value = 0;
+    send(++value);  // the other one runs
+    const double end = NowNs(TimeOf::kWall) + absl::ToDoubleNanoseconds(time);
+    for (double start = NowNs(TimeOf::kWall); start < end || batches.size() < 9;) {
+      for (uint64_t i = 0; i < kBatch; ++i) send(++value);
+      const double now = NowNs(TimeOf::kWall);
+      batches.push_back((now - start) / kBatch);
+      start = now;
     }
+    send(kEnd);
   });
   first.join();
   second.join();
+  std::sort(batches.begin(), batches.end());
+  return batches[batches.size() / 2];
 }
 
 }  // namespace
 
 void AddProbes(Suite& suite, const std::string& case_name, const std::vector<std::string>& which) {
-  std::vector<std::pair<std::string, std::shared_ptr<Timer>>> timers;
+  std::vector<std::pair<std::string, std::function<double()>>> probes;
   const absl::Duration time = suite.round_time() / 2;
+  const auto timed = [time](void (*operations)(int64_t)) {
+    const auto timer = std::make_shared<Timer>(time, TimeOf::kThread, operations);
+    return [timer] { return timer->NsPerOperation(); };
+  };
   for (const std::string& name : which) {
     if (name == "xadd") {
-      timers.emplace_back(name, std::make_shared<Timer>(time, Xadd));
+      probes.emplace_back(name, timed(Xadd));
     } else if (name == "cas_pair") {
-      timers.emplace_back(name, std::make_shared<Timer>(time, CasPair));
+      probes.emplace_back(name, timed(CasPair));
     } else if (name == "mutex_pair") {
-      timers.emplace_back(name, std::make_shared<Timer>(time, MutexPair));
+      probes.emplace_back(name, timed(MutexPair));
     } else {
       SPANPOOL_CHECK(name == "core_round_trip") << name;
       const std::vector<int> cpus = AllowedCpus();
@@ -107,16 +128,13 @@ void AddProbes(Suite& suite, const std::string& case_name, const std::vector<std
         suite.Absent(case_name, "probe", "core_round_trip needs two CPUs");
         continue;
       }
-      timers.emplace_back(name, std::make_shared<Timer>(time, [cpus](int64_t n) {
-                            CoreRoundTrips(n, cpus[0], cpus[1]);
-                          }));
+      probes.emplace_back(name, [time, cpus] { return CoreRoundTripNs(time, cpus[0], cpus[1]); });
     }
   }
-  if (timers.empty()) return;
-  suite.Add(case_name, "probe", [timers]() -> absl::StatusOr<Metrics> {
+  if (probes.empty()) return;
+  suite.Add(case_name, "probe", [probes]() -> absl::StatusOr<Metrics> {
     Metrics metrics;
-    for (const auto& [name, timer] : timers)
-      metrics.push_back({name, "ns", timer->NsPerOperation()});
+    for (const auto& [name, probe] : probes) metrics.push_back({name, "ns", probe()});
     return metrics;
   });
 }

@@ -1,14 +1,14 @@
 #include "server/config.h"
 
+#include <fcntl.h>
 #include <google/protobuf/io/tokenizer.h>
 #include <google/protobuf/text_format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <fstream>
 #include <set>
-#include <sstream>
 #include <utility>
 
 #include "absl/strings/numbers.h"
@@ -51,10 +51,10 @@ class Located {
       : message_(message), tree_(tree), errors_(errors) {}
 
   // Whether field `name` was written, be it with its default value.
-  bool Given(const char* name) const { return tree_->GetLocation(Field(name), 0).line >= 0; }
+  bool Given(const char* name) const { return Location(name, 0).line >= 0; }
 
   void Refuse(const char* name, const std::string& text, int index = 0) const {
-    const TextFormat::ParseLocation at = tree_->GetLocation(Field(name), index);
+    const TextFormat::ParseLocation at = Location(name, index);
     errors_->AddError(std::max(at.line, 0), std::max(at.column, 0), text);
   }
 
@@ -67,12 +67,17 @@ class Located {
   }
 
   Located Nested(const char* name, const Message& message, int index = 0) const {
-    return Located(message, tree_->GetTreeForNested(Field(name), index), errors_);
+    return Located(message, tree_->GetTreeForNested(Field(name), IndexOf(name, index)), errors_);
   }
 
  private:
   const google::protobuf::FieldDescriptor* Field(const char* name) const {
     return message_.GetDescriptor()->FindFieldByName(name);
+  }
+  // The tree wants -1 for fields that are not repeated.
+  int IndexOf(const char* name, int index) const { return Field(name)->is_repeated() ? index : -1; }
+  TextFormat::ParseLocation Location(const char* name, int index) const {
+    return tree_->GetLocation(Field(name), IndexOf(name, index));
   }
 
   const Message& message_;
@@ -202,15 +207,21 @@ absl::StatusOr<DaemonConfig> ParseConfig(absl::string_view text, absl::string_vi
 }
 
 absl::StatusOr<DaemonConfig> ReadConfig(const std::string& path) {
-  std::ifstream file(path);
-  std::ostringstream text;
-  if (file) text << file.rdbuf();
-  // A folder can be opened but not read.
-  if (!file || (text.str().empty() && file.peek() != std::char_traits<char>::eof())) {
-    const int error = errno != 0 ? errno : EIO;
+  // System calls rather than a stream: a folder opens like a file and fails only when read.
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  std::string text;
+  ssize_t length = fd < 0 ? -1 : 1;
+  while (length > 0) {
+    char buffer[4096];
+    length = read(fd, buffer, sizeof(buffer));
+    if (length > 0) text.append(buffer, static_cast<size_t>(length));
+  }
+  const int error = errno;
+  if (fd >= 0) close(fd);
+  if (length < 0) {
     return absl::ErrnoToStatus(error, absl::StrCat("cannot read configuration ", path));
   }
-  return ParseConfig(text.str(), path);
+  return ParseConfig(text, path);
 }
 
 absl::StatusOr<uint64_t> ParseBytes(absl::string_view text) {

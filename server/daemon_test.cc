@@ -1,25 +1,34 @@
 // Drives the real binary: starts, serves, is lied to, and stops.
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
+#include <grp.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <array>
+#include <cstdio>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <optional>
 #include <random>
 #include <thread>
 
+#include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
-#include "grpc/health/v1/health.grpc.pb.h"
 #include "grpcpp/create_channel.h"
 #include "proto/layout/slot.h"
 #include "server/raw_client.h"
+#include "spanpool/health.grpc.pb.h"
 
 namespace spanpool {
 namespace {
@@ -30,35 +39,133 @@ using layout::SlotState;
 using testing::HasSubstr;
 
 const char kBinary[] = "server/spanpoold";
-constexpr uint32_t kClassOf64 = 5 * 2 + 1;  // size class 5, 64 bytes, noscan
+constexpr uint32_t kClassOf64 = 6 * 2 + 1;  // size class 6, 64 bytes, noscan
 
 // Asks again until `done`; the test's own time limit is the watchdog.
 void WaitUntil(const std::function<bool()>& done) {
   while (!done()) absl::SleepFor(absl::Milliseconds(1));
 }
 
-// A child process that runs `work`, and then waits to be killed.
+// What the test's own program does as another process: `daemon_test act NAME RUN_DIR
+// [ARGUMENT...]`. A new program rather than a mere fork: gRPC does not survive a fork.
+using Arguments = std::vector<std::string>;
+
+// Attaches, borrows `spans` spans, says so and waits to be killed.
+int HoldSpans(const std::string& run_dir, const Arguments& arguments) {
+  RawClient client(run_dir);
+  if (client.Attach() != 0) return 1;
+  RawClient::Call call = client.Open();
+  v1::ExchangeResponse response;
+  const auto spans = static_cast<uint32_t>(std::stoul(arguments.at(0)));
+  if (!RawClient::Exchange(call, Want(kClassOf64, spans), &response)) return 1;
+  std::puts("holding");
+  std::fflush(stdout);
+  for (;;) pause();
+}
+
+// Attaches, shares one block with 77 in it, prints its granule and waits to be killed.
+int ShareBlock(const std::string& run_dir, const Arguments&) {
+  RawClient client(run_dir);
+  if (client.Attach() != 0) return 1;
+  RawClient::Call call = client.Open();
+  v1::ExchangeResponse response;
+  if (!RawClient::Exchange(call, Want(kClassOf64, 1), &response)) return 1;
+  std::byte* arena = client.MapArena(0);
+  if (arena == nullptr) return 1;
+  const uint64_t granule = response.grants(0).first_page() * kGranulesPerPage + 1;
+  arena[granule * kGranuleBytes] = std::byte{77};
+  client.slot(0) = Slot(SlotState::kHeld, GranuleId(granule)).bits();
+  layout::WordOf(*client.table(0), GranuleId(granule)) = BlockWord().Shared().bits();
+  std::printf("%lu\n", static_cast<unsigned long>(granule));
+  std::fflush(stdout);
+  for (;;) pause();
+}
+
+// Attaches to a pool for reading (1) or writing (2) and prints the code of the reply and its text.
+int AttachOnce(const std::string& run_dir, const Arguments& arguments) {
+  RawClient client(run_dir);
+  const int code =
+      client.Attach(arguments.at(0), static_cast<layout::AccessMode>(std::stoi(arguments.at(1))));
+  std::printf("%d %s\n", code, client.reply().message);
+  return 0;
+}
+
+// Attaches for reading and tries to get at the data for writing; prints how far it came.
+int AttackAsReader(const std::string& run_dir, const Arguments&) {
+  RawClient client(run_dir);
+  if (client.Attach("default", layout::AccessMode::kRead) != 0) return 1;
+  const bool mapped_writable = client.MapArena(0, /*writable=*/true) != nullptr;
+  client.SendBytes(layout::BytesOf(layout::ArenaRequest()));
+  const auto reply = client.Receive<layout::ArenaReply>();
+  if (!reply.ok() || reply->second.size() != 2) return 1;
+  const int data = reply->second[0].get();
+  const bool reopened = open(absl::StrCat("/proc/self/fd/", data).c_str(), O_RDWR) >= 0;
+  const bool changed_mode = fchmod(data, 0666) == 0;
+  std::printf("%d%d%d\n", mapped_writable, reopened, changed_mode);
+  return 0;
+}
+
+// Asks for health and for status; prints both codes.
+int AskServices(const std::string& run_dir, const Arguments&) {
+  auto channel =
+      grpc::CreateChannel("unix:" + run_dir + "/grpc.sock", grpc::InsecureChannelCredentials());
+  grpc::ClientContext health_context, status_context;
+  grpc::health::v1::HealthCheckResponse health;
+  const grpc::Status health_status =
+      grpc::health::v1::Health::NewStub(channel)->Check(&health_context, {}, &health);
+  v1::GetStatusResponse response;
+  const grpc::Status status =
+      v1::Admin::NewStub(channel)->GetStatus(&status_context, {}, &response);
+  std::printf("%d %d\n", health_status.ok() ? static_cast<int>(health.status()) : -1,
+              static_cast<int>(status.error_code()));
+  return 0;
+}
+
+struct Act {
+  const char* name;
+  int (*run)(const std::string& run_dir, const Arguments& arguments);
+};
+constexpr Act kActs[] = {
+    {"hold", HoldSpans},        {"share", ShareBlock}, {"attach", AttachOnce},
+    {"attack", AttackAsReader}, {"ask", AskServices},
+};
+
+// A process that acts.
 class Child {
  public:
-  explicit Child(const std::function<void()>& work) {
-    int ready[2];
-    EXPECT_EQ(pipe(ready), 0);
+  Child(const std::string& act, const std::string& run_dir, Arguments arguments = {},
+        uid_t uid = 0) {
+    arguments.insert(arguments.begin(), {"daemon_test", "act", act, run_dir});
+    std::vector<char*> argv;
+    for (std::string& argument : arguments) argv.push_back(argument.data());
+    argv.push_back(nullptr);
+    // Another user may not be able to follow the path to this program; a descriptor will do.
+    const int program = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+    int out[2];
+    EXPECT_EQ(pipe2(out, O_CLOEXEC), 0);
     pid_ = fork();
     if (pid_ == 0) {
-      close(ready[0]);
-      work();
-      if (write(ready[1], "x", 1) != 1) _exit(1);
-      for (;;) pause();
+      dup2(out[1], STDOUT_FILENO);
+      if (uid != 0 && (setgroups(0, nullptr) != 0 || setgid(uid) != 0 || setuid(uid) != 0)) {
+        _exit(99);
+      }
+      fexecve(program, argv.data(), environ);
+      _exit(98);
     }
-    close(ready[1]);
+    close(program);
+    close(out[1]);
     char byte;
-    ok_ = read(ready[0], &byte, 1) == 1;
-    close(ready[0]);
+    while (read(out[0], &byte, 1) == 1 && byte != '\n') line_ += byte;
+    close(out[0]);
   }
   ~Child() {
     if (pid_ > 0) Kill();
   }
-  bool ok() const { return ok_; }
+  Child(const Child&) = delete;
+  Child& operator=(const Child&) = delete;
+
+  // The one line that it printed; "" if it failed.
+  const std::string& line() const { return line_; }
   pid_t pid() const { return pid_; }
   void Kill() {
     kill(pid_, SIGKILL);
@@ -68,7 +175,7 @@ class Child {
 
  private:
   pid_t pid_ = -1;
-  bool ok_ = false;
+  std::string line_;
 };
 
 class DaemonTest : public testing::Test {
@@ -151,17 +258,8 @@ TEST_F(DaemonTest, ASpanIsLentMappedWrittenAndReturned) {
 }
 
 TEST_F(DaemonTest, AKilledClientsMemoryComesBackAndAStoppedOnesDoesNot) {
-  Child child([this] {
-    RawClient client(run_dir());
-    if (client.Attach() != 0) _exit(1);
-    RawClient::Call call = client.Open();
-    v1::ExchangeResponse response;
-    if (!RawClient::Exchange(call, Want(kClassOf64, 8), &response)) _exit(1);
-    // Leaked on purpose: the child lives until it is killed.
-    new RawClient(std::move(client));
-    new RawClient::Call(std::move(call));
-  });
-  ASSERT_TRUE(child.ok()) << daemon_.Log();
+  Child child("hold", run_dir(), {"8"});
+  ASSERT_EQ(child.line(), "holding") << daemon_.Log();
   ASSERT_EQ(kill(child.pid(), SIGSTOP), 0);
   // Something else happens in the daemon meanwhile.
   for (int i = 0; i < 20; ++i) {
@@ -176,5 +274,434 @@ TEST_F(DaemonTest, AKilledClientsMemoryComesBackAndAStoppedOnesDoesNot) {
   EXPECT_EQ(StatusOf(run_dir()).sessions(), 0u);
 }
 
+TEST_F(DaemonTest, TheEndOfTheLifelineOnlyDetaches) {
+  auto client = std::make_unique<RawClient>(run_dir());
+  ASSERT_EQ(client->Attach(), 0);
+  RawClient::Call call = client->Open();
+  v1::ExchangeResponse response;
+  ASSERT_TRUE(RawClient::Exchange(call, Want(kClassOf64, 4), &response));
+  const std::string token(reinterpret_cast<const char*>(client->reply().token),
+                          layout::kTokenBytes);
+  client.reset();  // this process, which lent the spans, lives
+  EXPECT_FALSE(call.stream->Read(&response));
+  EXPECT_EQ(call.stream->Finish().error_code(), grpc::StatusCode::UNAUTHENTICATED);
+  WaitUntil([this] { return StatusOf(run_dir()).quarantined_bytes() == 4 * kPageBytes; });
+  EXPECT_EQ(StatusOf(run_dir()).on_loan_bytes(), 4 * kPageBytes);
+
+  RawClient again(run_dir());
+  RawClient::Call late = again.Open(token);
+  EXPECT_FALSE(late.stream->Read(&response));
+  EXPECT_EQ(late.stream->Finish().error_code(), grpc::StatusCode::UNAUTHENTICATED);
+}
+
+TEST_F(DaemonTest, AKilledSharersBlockLivesUntilItsReaderLetsGo) {
+  Child sharer("share", run_dir());
+  ASSERT_NE(sharer.line(), "") << daemon_.Log();
+  const uint64_t granule = std::stoul(sharer.line());
+  RawClient reader(run_dir());
+  ASSERT_EQ(reader.Attach(), 0);
+  std::byte* arena = reader.MapArena(0);
+  ASSERT_NE(arena, nullptr);
+  layout::SharedWord& word = layout::WordOf(*reader.table(0), GranuleId(granule));
+  reader.slot(0) = Slot(SlotState::kHeld, GranuleId(granule)).bits();
+  word = BlockWord(word).Acquired().bits();
+
+  sharer.Kill();
+  WaitUntil([this] { return StatusOf(run_dir()).sessions_reaped_total() == 1; });
+  v1::PoolStatus status = StatusOf(run_dir());
+  EXPECT_EQ(status.on_loan_bytes(), 0u);
+  EXPECT_EQ(status.in_lists_bytes(), kPageBytes);
+  EXPECT_EQ(BlockWord(word).refs(), 1u);
+  EXPECT_EQ(arena[granule * kGranuleBytes], std::byte{77});
+
+  word = BlockWord(word).Released().bits();
+  reader.slot(0) = 0;
+  // Nobody asks for memory: the daemon's own sweep finds it.
+  WaitUntil([this] { return StatusOf(run_dir()).in_lists_bytes() == 0; });
+  EXPECT_EQ(StatusOf(run_dir()).live_listed_blocks(), 0u);
+  EXPECT_EQ(reader.Detach(), 0);
+}
+
+// Access.
+
+class AccessTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    const std::string config = testing::TempDir() + "/access.textproto";
+    std::ofstream(config) << R"(
+      pool { name: "default" limit_bytes: 67108864
+             allow { uid: 4001 access: READ }
+             allow { gid: 4002 access: WRITE }
+             allow { uid: 4003 access: ADMIN } })";
+    daemon_.emplace(kBinary, std::vector<std::string>{"--config=" + config});
+    ASSERT_TRUE(daemon_->ready()) << daemon_->Log();
+    // In a user namespace of one user, as in a sandbox, there are no others to become.
+    if (As(4000, "ask").empty()) GTEST_SKIP() << "cannot become another user here";
+  }
+  const std::string& run_dir() const { return daemon_->run_dir(); }
+  std::string As(uid_t uid, const std::string& act, const Arguments& arguments = {}) {
+    return Child(act, run_dir(), arguments, uid).line();
+  }
+  int AttachAs(uid_t uid, const char* mode, const std::string& pool = "default") {
+    const std::string line = As(uid, "attach", {pool, mode});
+    return line.empty() ? -1 : std::stoi(line);
+  }
+
+  std::optional<DaemonProcess> daemon_;
+};
+
+TEST_F(AccessTest, EachUidGetsWhatTheListSaysAndNoMore) {
+  constexpr int kDenied = static_cast<int>(absl::StatusCode::kPermissionDenied);
+  constexpr char kRead[] = "1", kWrite[] = "2";
+  EXPECT_EQ(AttachAs(4000, kRead), kDenied);
+  EXPECT_EQ(AttachAs(4000, kWrite), kDenied);
+  EXPECT_EQ(AttachAs(4001, kRead), 0);
+  EXPECT_EQ(AttachAs(4001, kWrite), kDenied);
+  EXPECT_EQ(AttachAs(4002, kWrite), 0);
+  EXPECT_EQ(AttachAs(4003, kWrite), 0);
+  EXPECT_EQ(AttachAs(4003, kWrite, "nope"), static_cast<int>(absl::StatusCode::kNotFound));
+}
+
+TEST_F(AccessTest, ARefusalSaysWhoWhatAndHowToAllowIt) {
+  const std::string line = As(4001, "attach", {"default", "2"});
+  EXPECT_THAT(line, HasSubstr("uid 4001 has READ access to pool default and asks for WRITE"));
+  EXPECT_THAT(line, HasSubstr("allow { uid: 4001 access: WRITE }"));
+}
+
+TEST_F(AccessTest, AReaderCannotMakeItsDescriptorOfTheDataWritable) {
+  Child holder("hold", run_dir(), {"1"});
+  ASSERT_EQ(holder.line(), "holding");
+  EXPECT_EQ(As(4001, "attack"), "000");
+}
+
+TEST_F(AccessTest, AnybodyMayAskForHealthButOnlyAdministratorsForStatus) {
+  const std::string kAnswered = "1 0";
+  const std::string kDenied = absl::StrCat("1 ", grpc::StatusCode::PERMISSION_DENIED);
+  EXPECT_EQ(As(0, "ask"), kAnswered);
+  EXPECT_EQ(As(4003, "ask"), kAnswered);
+  EXPECT_EQ(As(4002, "ask"), kDenied);
+  EXPECT_EQ(As(4000, "ask"), kDenied);
+}
+
+// Hostile clients.
+
+TEST_F(DaemonTest, AnyBytesOnTheAttachSocketAreHarmless) {
+  const uint64_t seed = std::random_device{}();
+  SCOPED_TRACE(testing::Message() << "seed " << seed);
+  std::mt19937_64 random(seed);
+  int refused = 0;
+  for (int i = 0; i < 1500; ++i) {
+    RawClient client(run_dir());
+    if (random() % 4 == 0) {
+      ASSERT_EQ(client.Attach(), 0);
+    }
+    // A valid message, changed in size or in some bytes; or noise.
+    std::vector<std::byte> bytes;
+    switch (random() % 4) {
+      case 0: {
+        layout::AttachRequest request;
+        std::strcpy(request.pool, "default");
+        const auto whole = layout::BytesOf(request);
+        bytes.assign(whole.begin(), whole.end());
+        break;
+      }
+      case 1: {
+        const layout::ArenaRequest request;
+        const auto whole = layout::BytesOf(request);
+        bytes.assign(whole.begin(), whole.end());
+        break;
+      }
+      case 2: {
+        const layout::DetachRequest request;
+        const auto whole = layout::BytesOf(request);
+        bytes.assign(whole.begin(), whole.end());
+        break;
+      }
+      default:
+        bytes.resize(random() % 2000);
+        for (std::byte& byte : bytes) byte = static_cast<std::byte>(random());
+    }
+    if (random() % 2) bytes.resize(random() % (bytes.size() + 10));
+    for (uint64_t n = random() % 4; n > 0 && !bytes.empty(); --n) {
+      bytes[random() % bytes.size()] = static_cast<std::byte>(random());
+    }
+    if (bytes.empty()) continue;
+    ASSERT_TRUE(client.SendBytes(bytes));
+    // Every message gets an answer, or the end of the connection.
+    std::array<std::byte, layout::kMaxAttachMessageBytes> answer;
+    auto packet = layout::ReceivePacket(client.socket(), answer);
+    if (packet.ok() && packet->bytes >= sizeof(layout::AttachHeader) + sizeof(int32_t)) {
+      int32_t code;
+      std::memcpy(&code, answer.data() + sizeof(layout::AttachHeader), sizeof(code));
+      refused += code != 0;
+    }
+  }
+  EXPECT_GT(refused, 0);
+  RawClient client(run_dir());
+  EXPECT_EQ(client.Attach(), 0) << "it still serves";
+}
+
+TEST_F(DaemonTest, EachMalformedMessageGetsTheRefusalThatNamesItsFault) {
+  const auto refusal = [&](const auto& message, size_t bytes) {
+    RawClient client(run_dir());
+    client.SendBytes(layout::BytesOf(message).first(bytes));
+    const auto reply = client.Receive<layout::AttachReply>();
+    EXPECT_TRUE(client.AtEndOfFile());
+    return reply.ok() ? absl::StrCat(reply->first.code, " ", reply->first.message) : "end";
+  };
+  layout::AttachRequest request;
+  std::strcpy(request.pool, "default");
+  EXPECT_THAT(refusal(request, 15), HasSubstr("shorter than its header"));
+  EXPECT_THAT(refusal(request, 87), HasSubstr("87 bytes are not the size of a message of type 1"));
+  layout::AttachRequest wrong = request;
+  wrong.header.magic = 1;
+  EXPECT_THAT(refusal(wrong, sizeof(wrong)), HasSubstr("not spanpool's attach protocol"));
+  wrong = request;
+  wrong.header.version = 999;
+  EXPECT_THAT(refusal(wrong, sizeof(wrong)), HasSubstr("speaks version 999"));
+  EXPECT_THAT(refusal(wrong, 20), HasSubstr("speaks version 999"))
+      << "another version may have other sizes";
+  wrong = request;
+  wrong.header.type = layout::AttachType::kDetachReply;
+  EXPECT_THAT(refusal(wrong, sizeof(wrong)), HasSubstr("no request has type 6"));
+  wrong = request;
+  std::memset(wrong.pool, 'x', sizeof(wrong.pool));
+  EXPECT_THAT(refusal(wrong, sizeof(wrong)), HasSubstr("name has no end"));
+  wrong = request;
+  wrong.access = static_cast<layout::AccessMode>(3);
+  EXPECT_THAT(refusal(wrong, sizeof(wrong)), HasSubstr("access 3; expected 1 or 2"));
+  wrong = request;
+  std::strcpy(wrong.pool, "no\npe");
+  EXPECT_THAT(refusal(wrong, sizeof(wrong)), HasSubstr("there is no pool \"no\\npe\""));
+  EXPECT_THAT(refusal(wrong, sizeof(wrong)), HasSubstr("may use: default"));
+  EXPECT_THAT(refusal(layout::ArenaRequest(), sizeof(layout::ArenaRequest)),
+              testing::StartsWith("9 "))
+      << "FAILED_PRECONDITION: attach first";
+}
+
+TEST_F(DaemonTest, AnArenaThatDoesNotExistIsRefusedAndTheSessionLives) {
+  RawClient client(run_dir());
+  ASSERT_EQ(client.Attach(), 0);
+  for (const uint32_t arena : {1000u, UINT32_MAX}) {
+    layout::ArenaRequest request;
+    request.arena = arena;
+    ASSERT_TRUE(client.SendBytes(layout::BytesOf(request)));
+    const auto reply = client.Receive<layout::ArenaReply>();
+    ASSERT_TRUE(reply.ok());
+    EXPECT_EQ(reply->first.code, static_cast<int>(absl::StatusCode::kNotFound));
+  }
+  EXPECT_EQ(client.Detach(), 0);
+}
+
+TEST_F(DaemonTest, DescriptorsSentToTheDaemonAreRefused) {
+  RawClient client(run_dir());
+  const int fds[] = {0, 1, 2};
+  layout::AttachRequest request;
+  ASSERT_TRUE(layout::SendPacket(client.socket(), layout::BytesOf(request), fds).ok());
+  const auto reply = client.Receive<layout::AttachReply>();
+  ASSERT_TRUE(reply.ok());
+  EXPECT_EQ(reply->first.code, static_cast<int>(absl::StatusCode::kInvalidArgument));
+  EXPECT_TRUE(client.AtEndOfFile());
+}
+
+TEST_F(DaemonTest, ConnectionsThatNeverAttachCannotKeepOthersOut) {
+  std::vector<std::unique_ptr<RawClient>> idle;
+  for (int i = 0; i < 300; ++i) idle.push_back(std::make_unique<RawClient>(run_dir()));
+  RawClient client(run_dir());
+  EXPECT_EQ(client.Attach(), 0);
+  EXPECT_TRUE(idle[0]->AtEndOfFile()) << "the oldest were closed";
+}
+
+TEST_F(DaemonTest, AClientThatDoesNotReadItsRepliesIsDropped) {
+  RawClient client(run_dir());
+  ASSERT_EQ(client.Attach(), 0);
+  const layout::ArenaRequest request;
+  // Until there is no room for the replies; the daemon then closes the connection.
+  while (client.SendBytes(layout::BytesOf(request))) {
+  }
+  RawClient other(run_dir());
+  EXPECT_EQ(other.Attach(), 0);
+  WaitUntil([this] { return StatusOf(run_dir()).sessions() == 2; });
+}
+
+TEST_F(DaemonTest, ABatchThatBreaksTheRulesEvictsItsSession) {
+  RawClient client(run_dir());
+  ASSERT_EQ(client.Attach(), 0);
+  RawClient::Call call = client.Open();
+  v1::ExchangeResponse response;
+  ASSERT_TRUE(RawClient::Exchange(call, Want(kClassOf64, 1), &response));
+  EXPECT_FALSE(RawClient::Exchange(call, Want(136, 1), &response));
+  const grpc::Status status = call.stream->Finish();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(), HasSubstr("span class 136; expected 0 to 135"));
+  EXPECT_TRUE(client.AtEndOfFile());
+  const v1::PoolStatus pool = StatusOf(run_dir());
+  EXPECT_EQ(pool.evictions_total(), 1u);
+  EXPECT_EQ(pool.quarantined_bytes(), kPageBytes);
+}
+
+TEST_F(DaemonTest, ASecondStreamEndsTheFirst) {
+  RawClient client(run_dir());
+  ASSERT_EQ(client.Attach(), 0);
+  RawClient::Call first = client.Open();
+  v1::ExchangeResponse response;
+  ASSERT_TRUE(RawClient::Exchange(first, Want(kClassOf64, 1), &response));
+  RawClient::Call second = client.Open();
+  ASSERT_TRUE(RawClient::Exchange(second, Want(kClassOf64, 1), &response));
+  EXPECT_FALSE(first.stream->Read(&response));
+  EXPECT_EQ(first.stream->Finish().error_code(), grpc::StatusCode::ABORTED);
+  ASSERT_TRUE(RawClient::Exchange(second, Want(kClassOf64, 1), &response));
+}
+
+TEST_F(DaemonTest, ACallWithoutAValidTokenIsUnauthenticated) {
+  RawClient client(run_dir());
+  ASSERT_EQ(client.Attach(), 0);
+  for (const std::string& token :
+       {std::string(), std::string(16, 'x'), std::string("short"), std::string(1000, 'y')}) {
+    RawClient::Call call = client.Open(token);
+    v1::ExchangeResponse response;
+    EXPECT_FALSE(call.stream->Read(&response));
+    const grpc::Status status = call.stream->Finish();
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAUTHENTICATED);
+    EXPECT_THAT(status.error_message(), HasSubstr("attach"));
+  }
+}
+
+TEST_F(DaemonTest, AStreamThatIsNeverReadHoldsUpNobody) {
+  RawClient silent(run_dir());
+  ASSERT_EQ(silent.Attach(), 0);
+  RawClient::Call flood = silent.Open();
+  // Writes are taken until the answers fill what the transport may hold; then they stand still.
+  std::thread writer([&] {
+    v1::ExchangeRequest request;
+    for (int i = 0; i < 256; ++i) *request.add_wants() = Want(kClassOf64, 1024).wants(0);
+    while (flood.stream->Write(request)) {
+    }
+  });
+  RawClient other(run_dir());
+  ASSERT_EQ(other.Attach(), 0);
+  RawClient::Call call = other.Open();
+  for (int i = 0; i < 100; ++i) {
+    v1::ExchangeResponse response;
+    ASSERT_TRUE(RawClient::Exchange(call, v1::ExchangeRequest(), &response));
+  }
+  flood.context->TryCancel();
+  writer.join();
+}
+
+TEST_F(DaemonTest, NoiseOnTheGrpcSocketIsHarmless) {
+  std::mt19937_64 random(1);
+  for (int i = 0; i < 200; ++i) {
+    layout::UniqueFd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    std::strcpy(address.sun_path, (run_dir() + "/grpc.sock").c_str());
+    ASSERT_EQ(connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+    std::string noise(random() % 500, 'x');
+    for (char& c : noise) c = static_cast<char>(random());
+    if (i % 2 == 0) noise.insert(0, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+    EXPECT_GE(send(fd.get(), noise.data(), noise.size(), MSG_NOSIGNAL), 0);
+  }
+  EXPECT_EQ(StatusOf(run_dir()).sessions(), 0u);
+}
+
+// Stopping.
+
+TEST_F(DaemonTest, DrainingEndsStreamsWithUnavailable) {
+  RawClient client(run_dir());
+  ASSERT_EQ(client.Attach(), 0);
+  RawClient::Call call = client.Open();
+  v1::ExchangeResponse response;
+  ASSERT_TRUE(RawClient::Exchange(call, Want(kClassOf64, 1), &response));
+  std::byte* arena = client.MapArena(0);
+  ASSERT_EQ(kill(daemon_.pid(), SIGTERM), 0);
+  EXPECT_FALSE(call.stream->Read(&response));
+  EXPECT_EQ(call.stream->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_EQ(daemon_.Wait(), 0) << daemon_.Log();
+  EXPECT_TRUE(client.AtEndOfFile());
+  arena[0] = std::byte{1};  // what is mapped stays
+}
+
+TEST_F(DaemonTest, AClientThatReadsNothingCannotHoldUpTheStop) {
+  RawClient silent(run_dir());
+  ASSERT_EQ(silent.Attach(), 0);
+  RawClient::Call flood = silent.Open();
+  std::thread writer([&] {
+    v1::ExchangeRequest request;
+    for (int i = 0; i < 256; ++i) *request.add_wants() = Want(kClassOf64, 1024).wants(0);
+    while (flood.stream->Write(request)) {
+    }
+  });
+  WaitUntil([this] { return StatusOf(run_dir()).exchange_messages_total() > 0; });
+  EXPECT_EQ(daemon_.Stop(SIGTERM), 0) << daemon_.Log();
+  writer.join();
+}
+
+// Starting.
+
+TEST(Start, WrongFlagsAreExitTwoWithOneLine) {
+  for (const char* flag : {"--nonsense", "--limit=12q", "--limit=1", "--limit=-1", "positional"}) {
+    DaemonProcess daemon(kBinary, {flag});
+    EXPECT_FALSE(daemon.ready());
+    EXPECT_EQ(daemon.Wait(), 2) << flag;
+    EXPECT_THAT(daemon.Log(), testing::MatchesRegex("spanpoold: [^\n]*\n")) << flag;
+  }
+}
+
+TEST(Start, ABrokenConfigurationIsRefusedWithFileAndLine) {
+  const std::string config = testing::TempDir() + "/broken.textproto";
+  std::ofstream(config) << "grace_ms: 5\npool { name: \"a\" limit_bytes: 7 }\n";
+  DaemonProcess daemon(kBinary, {"--config=" + config});
+  EXPECT_EQ(daemon.Wait(), 1);
+  EXPECT_THAT(daemon.Log(), HasSubstr(config + ":2:18: limit_bytes is 7; expected 1048576"));
+  DaemonProcess missing(kBinary, {"--config=/nonexistent"});
+  EXPECT_EQ(missing.Wait(), 1);
+  EXPECT_THAT(missing.Log(), HasSubstr("/nonexistent"));
+}
+
+TEST(Start, ARunDirectoryThatCannotBeWrittenIsAClearError) {
+  DaemonProcess daemon(kBinary, {}, "/proc/spanpool");
+  EXPECT_EQ(daemon.Wait(), 1);
+  EXPECT_THAT(daemon.Log(), HasSubstr("cannot create run directory /proc/spanpool"));
+}
+
+TEST(Start, AConfigurationIsServedAsItSays) {
+  const std::string config = testing::TempDir() + "/good.textproto";
+  std::ofstream(config) << "log { format: JSON } grace_ms: 100\n"
+                           "pool { name: \"a\" limit_bytes: 2097152 }\n"
+                           "pool { name: \"b\" limit_bytes: 4194304 reserve_bytes: 0 }\n";
+  DaemonProcess daemon(kBinary, {"--config=" + config});
+  ASSERT_TRUE(daemon.ready()) << daemon.Log();
+  RawClient a(daemon.run_dir()), b(daemon.run_dir()), none(daemon.run_dir());
+  EXPECT_EQ(a.Attach("a"), 0);
+  EXPECT_EQ(b.Attach("b"), 0);
+  EXPECT_EQ(none.Attach("default"), static_cast<int>(absl::StatusCode::kNotFound));
+  EXPECT_EQ(b.reply().limit_bytes, 4194304u);
+  EXPECT_NE(a.reply().incarnation, b.reply().incarnation);
+  EXPECT_EQ(daemon.Stop(SIGTERM), 0);
+  EXPECT_THAT(daemon.Log(), HasSubstr("{\"time\":\""));
+}
+
+TEST(Start, AFreshPoolKeepsItsReserveReady) {
+  DaemonProcess daemon(kBinary, {"--limit=64MiB"});
+  ASSERT_TRUE(daemon.ready());
+  WaitUntil([&] { return StatusOf(daemon.run_dir()).free_bytes() >= 64u << 20; });
+}
+
+int RunAct(const std::string& name, const std::string& run_dir, const Arguments& arguments) {
+  for (const Act& act : kActs) {
+    if (name == act.name) return act.run(run_dir, arguments);
+  }
+  return 97;
+}
+
 }  // namespace
 }  // namespace spanpool
+
+int main(int argc, char** argv) {
+  if (argc >= 4 && std::string(argv[1]) == "act") {
+    return spanpool::RunAct(argv[2], argv[3], std::vector<std::string>(argv + 4, argv + argc));
+  }
+  testing::InitGoogleTest(&argc, argv);
+  return RUN_ALL_TESTS();
+}

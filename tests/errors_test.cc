@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -178,9 +179,11 @@ TEST(Errors, ADirectoryThatCannotBeMadeIsNamed) {
 }
 
 TEST(Errors, AnUnknownFlagIsAUsageErrorThatNamesIt) {
-  for (const char* program : {"server/spanpoold", "cli/spanpool"}) {
-    Process process({Runfile(program), "--no_such_flag"});
-    EXPECT_EQ(process.Wait(), 2) << program;
+  for (const std::vector<std::string>& arguments :
+       {std::vector<std::string>{Runfile("server/spanpoold"), "--no_such_flag"},
+        {Runfile("cli/spanpool"), "--no_such_flag", "status"}}) {
+    Process process(arguments);
+    EXPECT_EQ(process.Wait(), 2) << arguments[0];
     EXPECT_TRUE(absl::StrContains(process.standard_error(), "no_such_flag"))
         << process.standard_error();
   }

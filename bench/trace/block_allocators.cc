@@ -108,12 +108,12 @@ class SizeClassBlocks : public BlockAllocator {
       : source_(kReservedBytes / kArenaBytes),
         heap_(HeapOptions{.limit_bytes = kReservedBytes, .reserve_bytes = 0}, &source_, nullptr),
         held_(&records_) {
-    void* map = mmap(nullptr, kReservedBytes / kPageBytes * sizeof(Held*), PROT_READ | PROT_WRITE,
+    void* map = mmap(nullptr, kMapBytes, PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     SPANPOOL_CHECK(map != MAP_FAILED);
     holder_of_ = static_cast<Held**>(map);
   }
-  ~SizeClassBlocks() override { munmap(holder_of_, kReservedBytes / kPageBytes * sizeof(Held*)); }
+  ~SizeClassBlocks() override { munmap(holder_of_, kMapBytes); }
 
   void* Alloc(size_t bytes, size_t alignment) override {
     // malloc's rule: whatever is as large as 16 bytes is aligned to them.
@@ -197,6 +197,8 @@ class SizeClassBlocks : public BlockAllocator {
     if (held->next != nullptr) held->next->previous = held->previous;
     held->previous = held->next = nullptr;
   }
+
+  static constexpr size_t kMapBytes = kReservedBytes / kPageBytes * sizeof(void*);
 
   AnonymousArenaSource source_;
   Heap heap_;

@@ -23,6 +23,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <iostream>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -206,14 +207,20 @@ int Demo(const std::string& spanpoold, const std::string& spanpool,
     }
   } cleanup{run_dir};
 
+  const std::string log = std::string(run_dir) + "/daemon.log";
   Child daemon = Child::Fork([&] {
+    const int fd = open(log.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
+    if (fd >= 0) dup2(fd, STDERR_FILENO);
     return Exec({spanpoold, "--run_dir", run_dir, "--limit", kLimit});
   });
+  const auto show_log = [&] { std::cerr << std::ifstream(log).rdbuf(); };
   bool ready = false;
   while (!ready && daemon.ReadLines([&](const std::string& line) { ready |= line == "READY"; })) {
   }
   if (!ready) {
-    std::fprintf(stderr, "demo: the daemon did not start (exit code %d)\n", daemon.Wait());
+    std::fprintf(stderr, "demo: the daemon did not start (exit code %d); its log:\n",
+                 daemon.Wait());
+    show_log();
     return 1;
   }
 
@@ -322,6 +329,7 @@ int Demo(const std::string& spanpoold, const std::string& spanpool,
     std::fprintf(stderr, "demo: the daemon ended with exit code %d\n", code);
     sound = false;
   }
+  if (!sound) show_log();
   if (!pool.has_value()) {
     std::fprintf(stderr, "demo: `spanpool status` failed\n");
     return 1;

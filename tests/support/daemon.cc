@@ -27,7 +27,7 @@ Daemon::Daemon(const Options& options) : run_dir_(TemporaryDirectory()) {
     std::abort();
   }
   admin_ = v1::Admin::NewStub(
-      grpc::CreateChannel("unix:" + run_dir_ + "/admin.sock", grpc::InsecureChannelCredentials()));
+      grpc::CreateChannel("unix:" + run_dir_ + "/grpc.sock", grpc::InsecureChannelCredentials()));
 }
 
 Daemon::~Daemon() {

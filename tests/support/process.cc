@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <sstream>
 
@@ -53,6 +54,15 @@ Process::Process(const std::vector<std::string>& arguments, const Options& optio
   if (error < 0) Die("mkostemp");
   error_file_ = error_name;
 
+  // A program below root's home cannot be reached by another user; a copy in /tmp can.
+  std::string program = arguments[0];
+  if (options.uid != 0) {
+    program_copy_ = TemporaryDirectory();
+    program = program_copy_ + "/program";
+    std::filesystem::copy_file(arguments[0], program);
+  }
+  signal(SIGPIPE, SIG_IGN);  // a child that is gone is seen when its answer is awaited
+
   std::vector<std::string> added;
   for (const auto& [name, value] : options.environment) added.push_back(name + "=" + value);
   std::vector<char*> argv;
@@ -62,12 +72,13 @@ Process::Process(const std::vector<std::string>& arguments, const Options& optio
   pid_ = fork();
   if (pid_ < 0) Die("fork");
   if (pid_ == 0) {
+    signal(SIGPIPE, SIG_DFL);
     dup2(in[0], STDIN_FILENO);
     dup2(out[1], STDOUT_FILENO);
     dup2(error, STDERR_FILENO);
     for (std::string& entry : added) putenv(entry.data());
     if (options.uid != 0 && (setgid(options.uid) != 0 || setuid(options.uid) != 0)) _exit(126);
-    execv(argv[0], argv.data());
+    execv(program.c_str(), argv.data());
     _exit(127);
   }
   close(in[0]);
@@ -82,7 +93,8 @@ Process::Process(Process&& other) noexcept
       input_(std::exchange(other.input_, -1)),
       output_(std::exchange(other.output_, -1)),
       buffered_(std::move(other.buffered_)),
-      error_file_(std::exchange(other.error_file_, "")) {}
+      error_file_(std::exchange(other.error_file_, "")),
+      program_copy_(std::exchange(other.program_copy_, "")) {}
 
 Process::~Process() {
   if (pid_ > 0) {
@@ -92,6 +104,7 @@ Process::~Process() {
   if (input_ >= 0) close(input_);
   if (output_ >= 0) close(output_);
   if (!error_file_.empty()) unlink(error_file_.c_str());
+  if (!program_copy_.empty()) std::filesystem::remove_all(program_copy_);
 }
 
 void Process::WriteLine(const std::string& line) {

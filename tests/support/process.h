@@ -47,6 +47,7 @@ class Process {
   int output_ = -1;
   std::string buffered_;
   std::string error_file_;
+  std::string program_copy_;  // a directory; empty if the program runs from where it is
 };
 
 // The absolute path of a file among the test's runfiles, by its workspace path.

@@ -1,0 +1,164 @@
+// Runs the real commands against a real daemon.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstdlib>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "cli/commands.h"
+
+namespace spanpool::cli {
+namespace {
+
+using testing::HasSubstr;
+using testing::MatchesRegex;
+
+struct Ran {
+  int exit = -1;
+  std::string text;  // both streams
+};
+
+Ran RunCommand(const std::string& arguments) {
+  Ran ran;
+  FILE* pipe = popen(("cli/spanpool " + arguments + " 2>&1").c_str(), "r");
+  std::array<char, 4096> buffer;
+  while (fgets(buffer.data(), buffer.size(), pipe) != nullptr) ran.text += buffer.data();
+  ran.exit = WEXITSTATUS(pclose(pipe));
+  return ran;
+}
+
+class CliTest : public testing::Test {
+ protected:
+  // Starts a daemon in a run directory of its own and waits until it serves.
+  CliTest() {
+    char name[] = "/tmp/spanpool-cli-XXXXXX";
+    EXPECT_NE(mkdtemp(name), nullptr);
+    run_dir_ = name;
+    int out[2];
+    EXPECT_EQ(pipe(out), 0);
+    daemon_ = fork();
+    if (daemon_ == 0) {
+      dup2(out[1], STDOUT_FILENO);
+      execl("server/spanpoold", "spanpoold", "--limit=64MiB", "--run_dir", name, nullptr);
+      _exit(127);
+    }
+    close(out[1]);
+    std::array<char, 6> ready{};
+    EXPECT_EQ(read(out[0], ready.data(), ready.size()), 6);
+    close(out[0]);
+  }
+  ~CliTest() override {
+    if (daemon_ > 0) Stop(SIGKILL);
+    std::filesystem::remove_all(run_dir_);
+  }
+  void Stop(int signal_number) {
+    kill(daemon_, signal_number);
+    waitpid(daemon_, nullptr, 0);
+    daemon_ = -1;
+  }
+  std::string Target() const { return "--target=" + run_dir_ + " "; }
+
+  std::string run_dir_;
+  pid_t daemon_ = -1;
+};
+
+TEST_F(CliTest, StatusIsATableWithTheDaemonAndItsPool) {
+  const Ran ran = RunCommand(Target() + "status");
+  EXPECT_EQ(ran.exit, 0) << ran.text;
+  EXPECT_THAT(ran.text, HasSubstr("pid " + std::to_string(daemon_)));
+  EXPECT_THAT(ran.text, HasSubstr("\ndefault  64.0 MiB"));
+}
+
+TEST_F(CliTest, StatusAsJsonHasTheNamesOfTheProtocol) {
+  const Ran ran = RunCommand(Target() + "--json status");
+  EXPECT_EQ(ran.exit, 0) << ran.text;
+  const auto json = nlohmann::json::parse(ran.text);
+  EXPECT_EQ(json["pid"], daemon_);
+  EXPECT_EQ(json["pools"][0]["name"], "default");
+  EXPECT_EQ(json["pools"][0]["limit_bytes"], 64 << 20);
+  EXPECT_EQ(json["pools"][0]["on_loan_bytes"], 0);
+}
+
+TEST_F(CliTest, OptionsMayStandAfterTheCommand) {
+  const Ran ran = RunCommand("health --json " + Target());
+  EXPECT_EQ(ran.exit, 0) << ran.text;
+  EXPECT_EQ(ran.text, "{\"status\":\"SERVING\"}\n");
+}
+
+TEST_F(CliTest, HealthIsServingWhileTheDaemonRunsAndAnErrorAfter) {
+  Ran ran = RunCommand(Target() + "health");
+  EXPECT_EQ(ran.exit, 0);
+  EXPECT_EQ(ran.text, "SERVING\n");
+  Stop(SIGTERM);
+  ran = RunCommand(Target() + "health");
+  EXPECT_EQ(ran.exit, 1);
+  EXPECT_THAT(ran.text, HasSubstr("start one with `spanpoold --run_dir " + run_dir_));
+}
+
+TEST_F(CliTest, AKilledDaemonIsToldFromOneThatNeverWas) {
+  Stop(SIGKILL);
+  const Ran ran = RunCommand(Target() + "status");
+  EXPECT_EQ(ran.exit, 1);
+  EXPECT_THAT(ran.text, HasSubstr("does not answer"));
+  EXPECT_THAT(ran.text, MatchesRegex("spanpool: [^\n]*\n")) << "one line";
+}
+
+TEST_F(CliTest, APoolThatIsNotThereIsAnError) {
+  const Ran ran = RunCommand(Target() + "--pool nope status");
+  EXPECT_EQ(ran.exit, 1);
+  EXPECT_EQ(ran.text, "spanpool: there is no pool \"nope\"\n");
+}
+
+TEST_F(CliTest, TheEnvironmentNamesTheTarget) {
+  setenv("SPANPOOL_TARGET", run_dir_.c_str(), 1);
+  EXPECT_EQ(RunCommand("health").exit, 0);
+  unsetenv("SPANPOOL_TARGET");
+  setenv("SPANPOOL_RUN_DIR", run_dir_.c_str(), 1);
+  EXPECT_EQ(RunCommand("health").exit, 0);
+  unsetenv("SPANPOOL_RUN_DIR");
+}
+
+TEST(Cli, WrongUsageIsTwoWithOneLine) {
+  for (const char* arguments : {"", "nonsense", "--nonsense status", "status extra", "--target"}) {
+    const Ran ran = RunCommand(arguments);
+    EXPECT_EQ(ran.exit, 2) << arguments << ": " << ran.text;
+    EXPECT_THAT(ran.text, MatchesRegex("spanpool: [^\n]*see --help\n")) << arguments;
+  }
+}
+
+TEST(Cli, HelpIsNoError) {
+  const Ran ran = RunCommand("--help");
+  EXPECT_EQ(ran.exit, 0);
+  EXPECT_THAT(ran.text, HasSubstr("status"));
+}
+
+TEST(Cli, ATargetOnTheNetworkIsRefusedClearly) {
+  const Ran ran = RunCommand("--target=example.com:8717 status");
+  EXPECT_EQ(ran.exit, 1);
+  EXPECT_THAT(ran.text, HasSubstr("example.com:8717"));
+}
+
+TEST(RenderStatus, ThePoolsOfADaemonAreRows) {
+  v1::GetStatusResponse response;
+  response.set_version("1.2.3");
+  response.set_pid(7);
+  response.set_uptime_seconds(61);
+  response.add_pools()->set_name("a");
+  response.add_pools()->set_name("bbbb");
+  response.mutable_pools(1)->set_on_loan_bytes(1536);
+  const std::string text = RenderStatus(response, {.run_dir = "/r", .pool = "", .json = false});
+  EXPECT_THAT(text, HasSubstr("spanpoold 1.2.3, pid 7, up 1m 1s, /r\n"));
+  EXPECT_THAT(text, HasSubstr("\na "));
+  EXPECT_THAT(text, HasSubstr("\nbbbb    0 B  1.5 KiB"));
+}
+
+}  // namespace
+}  // namespace spanpool::cli

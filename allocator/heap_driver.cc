@@ -19,6 +19,13 @@ HeapOptions Options(FreedBlockListener* listener) {
   return options;
 }
 
+// Mostly of a few classes, so that spans meet again: with many blocks, some, few and one.
+SpanClass ClassFor(uint8_t a) {
+  constexpr size_t kBytes[] = {64, 64, 112, 2048, 8192, 28672};
+  if (a % 4 != 0) return SpanClass(SizeClassFor(kBytes[a / 4 % 6]), /*noscan=*/true);
+  return SpanClass::FromValue(static_cast<uint8_t>(2 + a / 2 % (kNumSpanClasses - 2)));
+}
+
 uint64_t OffsetOfBlock(const Span& span, uint32_t block) {
   return OffsetOf(span.first_page).value() + block * span.block_bytes;
 }
@@ -62,8 +69,7 @@ std::string HeapDriver::Step(uint8_t code, uint8_t a, uint8_t b, uint8_t c) {
     case 0:
     case 1:
     case 2:
-      return Granted(
-          heap_->Grant(SpanClass::FromValue(static_cast<uint8_t>(2 + a % (kNumSpanClasses - 2)))));
+      return Granted(heap_->Grant(ClassFor(a)));
     case 3: {
       // Mostly small; up to a whole arena.
       const PageCount pages(1 + (c % 16 == 0 ? (a | uint64_t{b} << 8) % kPagesPerArena : a));
@@ -83,13 +89,15 @@ std::string HeapDriver::Step(uint8_t code, uint8_t a, uint8_t b, uint8_t c) {
     }
     case 8:
     case 9: {
-      // Shares a private block.
-      if (loans_.empty() || loans_[loan].owned.empty()) return "";
+      // Shares some private blocks, the highest first.
+      if (loans_.empty()) return "";
       std::set<uint32_t>& owned = loans_[loan].owned;
-      const uint32_t block = *owned.begin();
-      owned.erase(owned.begin());
-      states_.Refer(*loans_[loan].span, block);
-      shared_.insert({loans_[loan].span->first_page, block});
+      for (int i = 0; i <= c % 8 && !owned.empty(); ++i) {
+        const auto last = std::prev(owned.end());
+        states_.Refer(*loans_[loan].span, *last);
+        shared_.insert({loans_[loan].span->first_page, *last});
+        owned.erase(last);
+      }
       return "";
     }
     case 10:

@@ -178,6 +178,7 @@ void CentralList::CountOut(const Span& span) {
 
 void CentralList::CheckInvariants() const {
   RankedMutexLock lock(&mu_);
+  const uint64_t generation = generation_;
   PageCount pages;
   uint64_t spans = 0;
   uint64_t live = 0;
@@ -185,11 +186,11 @@ void CentralList::CheckInvariants() const {
     for (const size_t parity : {0, 1}) {
       const SpanSet& set = sets_[kind][parity];
       set.CheckInvariants();
-      const bool swept = parity == generation_ / 2 % 2;
+      const bool swept = parity == generation / 2 % 2;
       set.ForEach([&](const Span* span) {
         SPANPOOL_CHECK(span->state.load(std::memory_order_relaxed) == Span::State::kInUse);
         SPANPOOL_CHECK_EQ(span->sweep_generation.load(std::memory_order_relaxed),
-                          swept ? generation_ : generation_ - 2);
+                          swept ? generation : generation - 2);
         SPANPOOL_CHECK_EQ(span->span_class, span_class_);
         SPANPOOL_CHECK_EQ(heap_->SpanOf(span->first_page), span);
         SPANPOOL_CHECK_GT(span->blocks_in_use, 0u);

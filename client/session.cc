@@ -14,6 +14,8 @@ std::unique_ptr<Session> internal::SessionCore::NewSession(SessionCore* core) {
   return std::unique_ptr<Session>(new Session(core));
 }
 
+SessionCore* internal::SessionCore::CoreOf(const Session& session) { return session.core_; }
+
 Session::Session(SessionCore* core) : core_(core), resource_(internal::NewMemoryResource(core)) {
   core_->SetSession(this);
 }

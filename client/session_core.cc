@@ -25,6 +25,9 @@ constexpr size_t kMaxAlignment = 2 << 20;
 // The smallest block that can be named by its granule.
 constexpr uint64_t kMinSharedBytes = kGranuleBytes;
 
+// A session in which nobody allocated for so long is quiet.
+constexpr absl::Duration kQuietInterval = absl::Seconds(1);
+
 constexpr absl::Duration kFirstPause = absl::Milliseconds(1);
 constexpr absl::Duration kLongestPause = absl::Milliseconds(50);
 
@@ -41,6 +44,7 @@ SessionCore::SessionCore(PoolFacts facts, std::unique_ptr<SpanSource> source)
       incarnation_(facts.incarnation),
       slot_capacity_(facts.slot_capacity),
       writable_(facts.writable),
+      background_(facts.background),
       source_(std::move(source)) {}
 
 absl::StatusOr<SessionCore*> SessionCore::Create(PoolFacts facts,
@@ -80,15 +84,19 @@ absl::Status SessionCore::Init(const layout::UniqueFd& session_segment) {
   segment_ = static_cast<layout::SessionSegment*>(segment);
 
   cache_ = std::make_unique<SessionCache>(limit_bytes_, source_.get(), range_.get(), pages_.get(),
-                                          &misuse_);
+                                          &misuse_, [this] { return WakeHousekeeper(); });
   references_ = std::make_unique<References>(incarnation_, segment_, slot_capacity_, range_.get(),
                                              cache_.get());
   threads_ =
       std::make_unique<ThreadCaches>(limit_bytes_, range_.get(), pages_.get(), cache_.get(), this);
+  if (background_) {
+    housekeeper_ = std::make_unique<Housekeeper>([this] { return KeepHouse(absl::Now()); });
+  }
   return absl::OkStatus();
 }
 
 SessionCore::~SessionCore() {
+  housekeeper_.reset();
   threads_.reset();
   if (references_ != nullptr) {
     // Slots before spans, spans before the end. If the daemon is gone, or a word is frozen, the end
@@ -171,6 +179,7 @@ absl::StatusOr<void*> SessionCore::AllocateBlock(size_t bytes, size_t alignment,
       // What this session does not use may be all that is missing.
       FreeSettled();
       threads_->DrainMine();
+      threads_->DrainOthers();
       if (absl::Status status = cache_->Reclaim().status(); !status.ok()) return status;
       block = AllocateOnce(place, noscan);
       if (!absl::IsResourceExhausted(block.status())) break;
@@ -277,6 +286,32 @@ void SessionCore::FreeBlock(void* data) {
 
 void SessionCore::FreeSettled() {
   for (const PoolOffset offset : references_->Settle()) FreeBlock(range_->PointerTo(offset));
+}
+
+absl::Time SessionCore::KeepHouse(absl::Time now) {
+  for (const PoolOffset offset : references_->Settle()) {
+    // Past this thread's stacks: it allocates nothing.
+    void* const block = range_->PointerTo(offset);
+    const ClientSpan* const span = pages_->SpanOf(PageOf(offset));
+    SPANPOOL_CHECK(span != nullptr && NoteFreed(block, nullptr));  // the block is ours
+    cache_->Give(CacheClass(span->cache_class.load(std::memory_order_relaxed)), {&block, 1},
+                 nullptr);
+  }
+  cache_->KeepHouse();
+  const uint64_t allocations = threads_->counts().allocations;
+  if (allocations != allocations_seen_) {
+    allocations_seen_ = allocations;
+    quiet_since_ = now;
+  } else if (now - quiet_since_ >= kQuietInterval) {
+    threads_->DrainOthers();
+    cache_->GiveBackHalf();
+    quiet_since_ = now;
+    if (cache_->idle_bytes() == 0) {
+      cache_->Rest();
+      return absl::InfiniteFuture();
+    }
+  }
+  return quiet_since_ + kQuietInterval;
 }
 
 size_t SessionCore::UsableSize(const void* block) const {

@@ -1,7 +1,11 @@
 #include "client/thread_caches.h"
 
+#include <linux/membarrier.h>
 #include <pthread.h>
+#include <sched.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -40,6 +44,19 @@ constexpr Room kRoom = MakeRoom();
 
 // What threads without a cache of their own look at: no key matches it.
 constinit ThreadCache no_cache;
+
+// How often to look whether a thread has left the hot path.
+constexpr int kBusyTries = 1000;
+
+// A barrier on every thread of the process that is running; those that are not have passed one when
+// they stopped. It costs a microsecond or two here and nothing in the hot path.
+bool RegisterFence() {
+  return syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) == 0;
+}
+void Fence() {
+  const long done = syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0);
+  SPANPOOL_CHECK_EQ(done, 0);  // registered
+}
 
 constinit HotMutex registry_mu{LockRank::kSessionTable};
 constinit ThreadCaches* sessions ABSL_GUARDED_BY(registry_mu) = nullptr;
@@ -223,17 +240,14 @@ ThreadCaches::OwnedCache* ThreadCaches::NewCache() {
   return cache;
 }
 
-ThreadCaches::OwnedCache* ThreadCaches::Mine() {
+ThreadCaches::OwnedCache* ThreadCaches::FindMine() {
   if (thread_ended) return nullptr;
   std::vector<OwnedCache*>& mine = thread_state.caches;
   for (size_t i = 0; i < mine.size();) {
     OwnedCache* const cache = mine[i];
     // acquire: pairs with the release when the session ended.
     ThreadCaches* const owner = cache->owner.load(std::memory_order_acquire);
-    if (owner == this) {
-      hot_cache = cache;
-      return cache;
-    }
+    if (owner == this) return cache;
     if (owner != nullptr) {
       ++i;
       continue;
@@ -242,6 +256,15 @@ ThreadCaches::OwnedCache* ThreadCaches::Mine() {
     Dispose(cache);
     mine[i] = mine.back();
     mine.pop_back();
+  }
+  return nullptr;
+}
+
+ThreadCaches::OwnedCache* ThreadCaches::Mine() {
+  if (thread_ended) return nullptr;
+  if (OwnedCache* const cache = FindMine(); cache != nullptr) {
+    hot_cache = cache;
+    return cache;
   }
   OwnedCache* const cache = NewCache();
   if (cache == nullptr) return nullptr;
@@ -257,7 +280,7 @@ ThreadCaches::OwnedCache* ThreadCaches::Mine() {
     cache->session.store(session_key_, std::memory_order_relaxed);
     cache->core.store(life_, std::memory_order_relaxed);
   }
-  mine.push_back(cache);
+  thread_state.caches.push_back(cache);
   hot_cache = cache;
   return cache;
 }
@@ -354,23 +377,68 @@ void ThreadCaches::CountOther(bool waited) {
   if (waited) other_refills_.fetch_add(1, std::memory_order_relaxed);
 }
 
+size_t ThreadCaches::PopSome(OwnedCache* cache, size_t index, void** moved) {
+  Stack& stack = cache->stacks[index];
+  const size_t count = std::min(static_cast<size_t>(stack.top - stack.floor), kMaxMove);
+  std::copy(stack.top - count, stack.top, moved);
+  stack.top -= count;
+  if (stack.top == stack.floor) {
+    const CacheClass c = CacheClassOfStack(index);
+    cache->room_bytes -= static_cast<uint64_t>(stack.limit - stack.floor) * BlockBytesOf(c);
+    stack.limit = stack.floor;
+    cache->refill[index] = 0;
+  }
+  return count;
+}
+
+void ThreadCaches::DrainOthers() {
+  static const bool can_fence = RegisterFence();
+  if (!can_fence) return;
+  OwnedCache* const mine = FindMine();
+  std::vector<std::pair<CacheClass, std::vector<void*>>> drained;
+  {
+    HotMutexLock lock(&registry_mu);
+    for (OwnedCache* cache = caches_; cache != nullptr; cache = cache->next) {
+      if (cache == mine) continue;
+      HotMutexLock cache_lock(&cache->mu);
+      cache->session.store(nullptr, std::memory_order_seq_cst);
+      cache->core.store(nullptr, std::memory_order_seq_cst);
+      Fence();
+      // From here on the owner's operations find the keys gone and wait for the lock. One that had
+      // found them may be under way still, as `busy` tells; if its thread was preempted in the
+      // middle it may take long, and the thread is not idle.
+      bool idle = false;
+      for (int i = 0; i < kBusyTries && !idle; ++i) {
+        // acquire (and more under ThreadSanitizer): pairs with the release in Unmark.
+        idle = !cache->busy.load(std::memory_order_seq_cst);
+        if (!idle) sched_yield();
+      }
+      for (size_t index = 2; idle && index < kStacks; ++index) {
+        const Stack& stack = cache->stacks[index];
+        if (stack.top == stack.floor) continue;
+        drained.emplace_back(CacheClassOfStack(index), std::vector<void*>());
+        std::vector<void*>& blocks = drained.back().second;
+        void* moved[kMaxMove];
+        while (const size_t count = PopSome(cache, index, moved)) {
+          blocks.insert(blocks.end(), moved, moved + count);
+        }
+      }
+      // release: pairs with the acquire of the keys in Pop and Push; the stacks come before.
+      cache->session.store(session_key_, std::memory_order_release);
+      cache->core.store(life_, std::memory_order_release);
+    }
+  }
+  for (const auto& [c, blocks] : drained) cache_->Give(c, blocks, nullptr);
+}
+
 void ThreadCaches::Drain(OwnedCache* cache, const void* call_site) {
   void* moved[kMaxMove];
   for (size_t index = 2; index < kStacks; ++index) {
-    Stack& stack = cache->stacks[index];
     for (;;) {
       size_t count;
       {
         HotMutexLock lock(&cache->mu);
-        count = std::min(static_cast<size_t>(stack.top - stack.floor), kMaxMove);
-        std::copy(stack.top - count, stack.top, moved);
-        stack.top -= count;
-        if (stack.top == stack.floor) {
-          const CacheClass c = CacheClassOfStack(index);
-          cache->room_bytes -= static_cast<uint64_t>(stack.limit - stack.floor) * BlockBytesOf(c);
-          stack.limit = stack.floor;
-          cache->refill[index] = 0;
-        }
+        count = PopSome(cache, index, moved);
       }
       if (count == 0) break;
       cache_->Give(CacheClassOfStack(index), {moved, count}, call_site);
@@ -379,7 +447,7 @@ void ThreadCaches::Drain(OwnedCache* cache, const void* call_site) {
 }
 
 void ThreadCaches::DrainMine() {
-  if (OwnedCache* const mine = Mine(); mine != nullptr) Drain(mine, nullptr);
+  if (OwnedCache* const mine = FindMine(); mine != nullptr) Drain(mine, nullptr);
 }
 
 ThreadCaches::Counts ThreadCaches::counts() {

@@ -18,7 +18,7 @@ TEST(SpanRecords, ARecordHasAZeroedBitmapForItsBlocks) {
       ASSERT_NE(span, nullptr);
       EXPECT_EQ(span->blocks, blocks);
       ASSERT_EQ(span->in_use().size(), (blocks + 63) / 64);
-      for (uint64_t& word : absl::Span<uint64_t>(span->bits, span->bitmap_words())) {
+      for (uint64_t& word : absl::Span<uint64_t>(span->bits(), span->bitmap_words())) {
         EXPECT_EQ(word, 0u);
         word = UINT64_MAX;
       }
@@ -48,7 +48,7 @@ TEST(SpanRecords, ACacheGivesRecordsAsTheyAreWithoutIt) {
         Span* const span = records.New(blocks, &cache);
         ASSERT_NE(span, nullptr);
         ASSERT_EQ(span->in_use().size(), (blocks + 63) / 64);
-        for (uint64_t& word : absl::Span<uint64_t>(span->bits, span->bitmap_words())) {
+        for (uint64_t& word : absl::Span<uint64_t>(span->bits(), span->bitmap_words())) {
           ASSERT_EQ(word, 0u);
           word = UINT64_MAX;
         }

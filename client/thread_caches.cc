@@ -378,6 +378,7 @@ void ThreadCaches::CountOther(bool waited) {
 }
 
 size_t ThreadCaches::PopSome(OwnedCache* cache, size_t index, void** moved) {
+  cache->mu.AssertHeld();
   Stack& stack = cache->stacks[index];
   const size_t count = std::min(static_cast<size_t>(stack.top - stack.floor), kMaxMove);
   std::copy(stack.top - count, stack.top, moved);

@@ -56,7 +56,10 @@ TEST(Errors, AUidOnTheAccessListGetsInAsFarAsTheListSays) {
   writer.Must("fill b 1");
   const std::string handle = writer.Must("share b");
 
-  Actor reader(Process::Options{.uid = 12346, .environment = {}});
+  // A sanitizer's handler would turn the fault into an exit code.
+  Actor reader(Process::Options{
+      .uid = 12346,
+      .environment = {{"ASAN_OPTIONS", "handle_segv=0"}, {"UBSAN_OPTIONS", "handle_segv=0"}}});
   EXPECT_EQ(reader.Do("attach " + daemon.run_dir()).status().code(),
             absl::StatusCode::kPermissionDenied);
   reader.Must("attach " + daemon.run_dir() + " default read");

@@ -87,6 +87,18 @@ constexpr CacheClass CacheClassOfStack(size_t index) {
   return CacheClassOf(Step(static_cast<uint16_t>(step)), /*noscan=*/true);
 }
 
+// The stack that malloc's sizes are served from; 0 if there is none.
+constexpr size_t MallocStackIndex(size_t bytes) {
+  if (bytes <= kMaxSmallBytes) {
+    // What is larger than 8 bytes may hold something that is aligned to 16.
+    const SizeClass size_class =
+        bytes <= 8 || bytes > 32 ? SizeClassFor(bytes) : SizeClassFor(bytes, 16);
+    return StackIndexOf(CacheClassOf(SpanClass(size_class, /*noscan=*/true)));
+  }
+  if (bytes > Bytes(PageCount(512))) return 0;
+  return StackIndexOf(CacheClassOf(StepFor(PagesFor(bytes)), /*noscan=*/true));
+}
+
 // How many blocks move between tiers at a time: TCMalloc's rule.
 constexpr size_t BatchOf(CacheClass c) {
   return std::clamp<size_t>((64 << 10) / BlockBytesOf(c), IsLarge(c) ? 1 : 2, 32);

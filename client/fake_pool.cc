@@ -142,13 +142,14 @@ bool FakePool::Empty() {
   return stats.on_loan_bytes == 0 && stats.in_lists_bytes == 0;
 }
 
-SessionCore* FakePool::AttachAs(bool writable) {
+SessionCore* FakePool::AttachAs(bool writable, bool background) {
   PoolFacts facts;
   facts.limit_bytes = limit_bytes_;
   facts.address_bytes = uint64_t{Heap::MaxArenas(limit_bytes_)} * kArenaBytes;
   facts.incarnation = incarnation_;
   facts.slot_capacity = layout::kSlotCapacity;
   facts.writable = writable;
+  facts.background = background;
   facts.session_segment = layout::UniqueFd(memfd_create("session", MFD_CLOEXEC));
   SPANPOOL_CHECK_EQ(ftruncate(facts.session_segment.get(), layout::kSessionSegmentBytes), 0);
   absl::StatusOr<SessionCore*> core =
@@ -157,7 +158,8 @@ SessionCore* FakePool::AttachAs(bool writable) {
   return *core;
 }
 
-SessionCore* FakePool::Attach() { return AttachAs(true); }
-SessionCore* FakePool::AttachReadOnly() { return AttachAs(false); }
+SessionCore* FakePool::Attach() { return AttachAs(true, false); }
+SessionCore* FakePool::AttachWithHousekeeper() { return AttachAs(true, true); }
+SessionCore* FakePool::AttachReadOnly() { return AttachAs(false, false); }
 
 }  // namespace spanpool::internal

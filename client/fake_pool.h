@@ -32,6 +32,8 @@ class FakePool {
 
   // A session of its own. Ends before the pool does.
   SessionCore* Attach();
+  // With a background thread, which makes the number of messages a matter of timing.
+  SessionCore* AttachWithHousekeeper();
   SessionCore* AttachReadOnly();
 
   // While down, every exchange and arena request fails with UNAVAILABLE.
@@ -50,7 +52,7 @@ class FakePool {
  private:
   class Source;
   class States;
-  SessionCore* AttachAs(bool writable);
+  SessionCore* AttachAs(bool writable, bool background);
 
   const uint64_t limit_bytes_;
   const uint32_t incarnation_;

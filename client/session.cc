@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "client/cache_class.h"
 #include "client/memory_resource.h"
 #include "client/session_core.h"
 
@@ -12,6 +13,8 @@ using internal::SessionCore;
 std::unique_ptr<Session> internal::SessionCore::NewSession(SessionCore* core) {
   return std::unique_ptr<Session>(new Session(core));
 }
+
+SessionCore* internal::SessionCore::CoreOf(const Session& session) { return session.core_; }
 
 Session::Session(SessionCore* core) : core_(core), resource_(internal::NewMemoryResource(core)) {
   core_->SetSession(this);
@@ -30,7 +33,11 @@ absl::StatusOr<Buffer> Session::Allocate(size_t bytes, const AllocateOptions& op
 absl::StatusOr<Buffer> Session::Open(const Handle& handle) { return core_->Open(handle); }
 
 void* Session::MallocSlow(size_t bytes) noexcept {
-  return core_->Malloc(bytes, bytes <= 8 ? 8 : 16);
+  void* const block = internal::Pop(internal::hot_cache, &internal::ThreadCache::session, this,
+                                    internal::MallocStackIndex(bytes) * sizeof(internal::Stack));
+  if (block == nullptr) return core_->Malloc(bytes, bytes <= 8 ? 8 : 16);
+  NoteTaken(block);
+  return block;
 }
 
 void Session::FreeSlow(void* block) noexcept {

@@ -26,6 +26,11 @@ constexpr uint32_t kSweepBudget = 256;
 
 constexpr int kMaxFetchRounds = 1000;
 
+// Of larger spans, one that is not needed is too much.
+constexpr uint64_t kLargestPrefetchBytes = 1 << 20;
+
+constexpr size_t kMaxWishes = 256;  // the protocol's, per message
+
 constexpr size_t kRecordsPerChunk = 64;
 constexpr size_t kReturnsPerMessage = 4096;  // the protocol's
 
@@ -56,19 +61,20 @@ void SessionCache::List<Next, Previous>::Remove(ClientSpan* span) {
 }
 
 SessionCache::SessionCache(uint64_t limit_bytes, SpanSource* source, AddressRange* range,
-                           PageMap* pages, MisuseReporter* misuse)
+                           PageMap* pages, MisuseReporter* misuse, std::function<bool()> wake)
     : limit_bytes_(limit_bytes),
       idle_cap_bytes_(std::min(kIdleCapBytes, limit_bytes / 16)),
       source_(source),
       range_(range),
       pages_(pages),
       misuse_(misuse),
+      wake_(std::move(wake)),
       classes_(new ClassCache[kCacheClasses]) {}
 
 SessionCache::~SessionCache() = default;
 
 ClientSpan* SessionCache::NewRecord() {
-  RankedMutexLock lock(&mu_);
+  HotMutexLock lock(&mu_);
   if (free_records_ == nullptr) {
     record_chunks_.push_back(std::make_unique<ClientSpan[]>(kRecordsPerChunk));
     for (size_t i = 0; i < kRecordsPerChunk; ++i) {
@@ -84,7 +90,7 @@ ClientSpan* SessionCache::NewRecord() {
 }
 
 void SessionCache::FreeRecord(ClientSpan* span) {
-  RankedMutexLock lock(&mu_);
+  HotMutexLock lock(&mu_);
   span->next = free_records_;
   free_records_ = span;
 }
@@ -163,16 +169,22 @@ absl::StatusOr<SessionCache::Taken> SessionCache::Take(CacheClass c, absl::Span<
   // that grants what was not asked for.
   for (int round = 0; round < kMaxFetchRounds; ++round) {
     {
-      RankedMutexLock lock(&cache.mu);
+      HotMutexLock lock(&cache.mu);
       taken.blocks = TakeLocked(c, cache, blocks, alignment);
       if (taken.blocks == 0 && cache.spans_to_sweep > 0 &&
           SweepLocked(cache, static_cast<uint32_t>(blocks.size())) > 0) {
         taken.blocks = TakeLocked(c, cache, blocks, alignment);
       }
+      if (taken.blocks > 0) {
+        if (resting_.load(std::memory_order_relaxed)) {
+          resting_.store(false, std::memory_order_relaxed);
+          wake_();
+        }
+        CheckLowLocked(c, cache);
+        return taken;
+      }
     }
-    if (taken.blocks > 0) return taken;
-    const PageCount pages = IsLarge(c) ? PagesOf(StepOf(c)) : PageCount(0);
-    if (absl::Status status = Fetch(c, pages, alignment); !status.ok()) return status;
+    if (absl::Status status = Fetch(c, alignment); !status.ok()) return status;
     taken.waited = true;
   }
   return absl::InternalError("the daemon grants spans, but none that holds a free block");
@@ -199,7 +211,7 @@ void SessionCache::Give(CacheClass c, absl::Span<void* const> blocks, const void
   absl::InlinedVector<std::pair<void*, Misuse::Kind>, 4> misuses;
   bool surplus = false;
   {
-    RankedMutexLock lock(&cache.mu);
+    HotMutexLock lock(&cache.mu);
     for (void* block : blocks) {
       const PoolOffset offset = range_->OffsetOf(block);
       ClientSpan* const span = pages_->SpanOf(PageOf(offset));
@@ -230,15 +242,12 @@ void SessionCache::Give(CacheClass c, absl::Span<void* const> blocks, const void
     // does not send a span with every batch.
     if (idle_bytes_.load(std::memory_order_relaxed) > idle_cap_bytes_ &&
         cache.idle.front() != nullptr) {
-      size_t idle = 0;
-      for (ClientSpan* span = cache.idle.front(); span != nullptr; span = span->next) ++idle;
-      for (size_t i = 0; i < (idle + 1) / 2; ++i) RetireLocked(cache, cache.idle.back());
-      cache.demand = std::max<uint32_t>(1, cache.demand / 2);
+      RetireHalfLocked(cache);
       surplus = true;
     }
   }
   for (const auto& [block, kind] : misuses) misuse_->Report(kind, block, call_site);
-  if (surplus) ReturnSurplus();
+  if (surplus && !wake_()) ReturnSurplus();
 }
 
 void SessionCache::SetAwayLocked(ClassCache& cache, ClientSpan* span, uint32_t index) {
@@ -256,7 +265,7 @@ void SessionCache::LetGo(PoolOffset offset) {
   ClientSpan* const span = pages_->SpanOf(PageOf(offset));
   SPANPOOL_CHECK(span != nullptr);  // the caller holds a block of it
   ClassCache& cache = CacheOf(CacheClass(span->cache_class.load(std::memory_order_relaxed)));
-  RankedMutexLock lock(&cache.mu);
+  HotMutexLock lock(&cache.mu);
   const uint32_t index = span->BlockAt(offset);
   SPANPOOL_CHECK(index < span->blocks && !span->IsFree(index) && !span->IsElsewhere(index));
   SetAwayLocked(cache, span, index);
@@ -325,7 +334,7 @@ void SessionCache::RetireLocked(ClassCache& cache, ClientSpan* span) {
   const uint64_t bytes = Bytes(span->pages.count);
   bytes_on_loan_.fetch_sub(bytes, std::memory_order_relaxed);
   {
-    RankedMutexLock lock(&mu_);
+    HotMutexLock lock(&mu_);
     returns_.push_back(span->sequence);
     returns_bytes_ += bytes;
   }
@@ -342,7 +351,7 @@ uint32_t SessionCache::DemandCapOf(CacheClass c) const {
 absl::StatusOr<ExchangeResult> SessionCache::ExchangeNow(absl::Span<const SpanWish> wishes) {
   std::vector<GrantSequence> returns;
   {
-    RankedMutexLock lock(&mu_);
+    HotMutexLock lock(&mu_);
     const size_t count = std::min(returns_.size(), kReturnsPerMessage);
     returns.assign(returns_.end() - static_cast<ptrdiff_t>(count), returns_.end());
     returns_.resize(returns_.size() - count);
@@ -352,14 +361,37 @@ absl::StatusOr<ExchangeResult> SessionCache::ExchangeNow(absl::Span<const SpanWi
   return source_->Exchange(returns, wishes);
 }
 
-absl::Status SessionCache::Fetch(CacheClass c, PageCount pages, PageCount alignment) {
+SpanWish SessionCache::NextWishLocked(CacheClass c, ClassCache& cache) {
+  const SpanWish wish{SpanClassOf(c), cache.demand, IsLarge(c) ? PagesOf(StepOf(c)) : PageCount(0),
+                      PageCount(1)};
+  cache.demand = std::min(cache.demand * 2, DemandCapOf(c));
+  return wish;
+}
+
+uint32_t SessionCache::AdoptAll(const ExchangeResult& result, SpanClass wanted,
+                                absl::Status* failed) {
+  uint32_t got = 0;
+  for (const SpanGrant& grant : result.grants) {
+    absl::Status status = Adopt(grant);
+    if (!status.ok()) {
+      failed->Update(status);
+    } else if (grant.span_class == wanted) {
+      ++got;
+    }
+  }
+  return got;
+}
+
+absl::Status SessionCache::Fetch(CacheClass c, PageCount alignment) {
   absl::InlinedVector<SpanWish, kNumSizeClasses + 1> wishes;
   {
     ClassCache& cache = CacheOf(c);
-    RankedMutexLock lock(&cache.mu);
-    wishes.push_back({SpanClassOf(c), cache.demand, pages, alignment});
-    if (alignment > PageCount(1)) wishes[0].spans = 1;
-    cache.demand = std::min(cache.demand * 2, DemandCapOf(c));
+    HotMutexLock lock(&cache.mu);
+    wishes.push_back(NextWishLocked(c, cache));
+    if (alignment > PageCount(1)) {
+      wishes[0].spans = 1;
+      wishes[0].alignment = alignment;
+    }
   }
   if (!warm_.exchange(true, std::memory_order_relaxed)) {
     // The first message of the session. A small pool is not spread over classes nobody may use.
@@ -368,25 +400,87 @@ absl::Status SessionCache::Fetch(CacheClass c, PageCount pages, PageCount alignm
       const CacheClass other = CacheClassOf(SpanClass(SizeClass(i), /*noscan=*/true));
       bytes += SpanBytesOf(other);
       if (bytes > limit_bytes_ / 64) break;
-      if (other != c) wishes.push_back({SpanClassOf(other), 1, PageCount(0), PageCount(0)});
+      if (other != c) wishes.push_back({SpanClassOf(other), 1, PageCount(0), PageCount(1)});
     }
   }
   absl::StatusOr<ExchangeResult> result = ExchangeNow(wishes);
   if (!result.ok()) return result.status();
   absl::Status failed;
-  bool got = false;
-  for (const SpanGrant& grant : result->grants) {
-    absl::Status status = Adopt(grant);
-    if (!status.ok()) {
-      failed.Update(status);
-    } else {
-      got |= grant.span_class == SpanClassOf(c);
-    }
+  if (AdoptAll(*result, SpanClassOf(c), &failed) > 0) {
+    prefetch_paused_.store(false, std::memory_order_relaxed);
+    return absl::OkStatus();
   }
-  if (got) return absl::OkStatus();
   if (!failed.ok()) return failed;
   if (!result->shortfall.ok()) return result->shortfall;
   return absl::InternalError("the daemon granted no span and did not say why");
+}
+
+void SessionCache::CheckLowLocked(CacheClass c, ClassCache& cache) {
+  if (cache.running_low || cache.idle.front() != nullptr) return;
+  const ClientSpan* const span = cache.partial.front();
+  if (span != nullptr && (span != cache.partial.back() || span->available >= BatchOf(c))) return;
+  // A large class is prefetched once it has shown that it is used again and again.
+  if (IsLarge(c) && (cache.demand < 4 || SpanBytesOf(c) > kLargestPrefetchBytes)) return;
+  if (prefetch_paused_.load(std::memory_order_relaxed)) return;
+  if (!wake_()) return;
+  cache.running_low = true;
+  HotMutexLock lock(&mu_);
+  low_classes_.push_back(c);
+}
+
+void SessionCache::KeepHouse() {
+  std::vector<CacheClass> low;
+  {
+    HotMutexLock lock(&mu_);
+    low.swap(low_classes_);
+  }
+  std::vector<SpanWish> wishes;
+  for (const CacheClass c : low) {
+    ClassCache& cache = CacheOf(c);
+    HotMutexLock lock(&cache.mu);
+    cache.running_low = false;
+    if (SweepLocked(cache, static_cast<uint32_t>(BatchOf(c))) > 0) continue;
+    if (wishes.size() < kMaxWishes) wishes.push_back(NextWishLocked(c, cache));
+  }
+  if (wishes.empty()) {
+    ReturnSurplus();
+    return;
+  }
+  absl::StatusOr<ExchangeResult> result = ExchangeNow(wishes);
+  if (!result.ok()) return;  // the thread that comes to need a span will say so
+  absl::Status failed;
+  AdoptAll(*result, SpanClass(), &failed);
+  if (!result->shortfall.ok() || !failed.ok()) {
+    prefetch_paused_.store(true, std::memory_order_relaxed);
+  }
+}
+
+void SessionCache::GiveBackHalf() {
+  for (size_t i = 0; i < kCacheClasses; ++i) {
+    ClassCache& cache = classes_[i];
+    HotMutexLock lock(&cache.mu);
+    RetireHalfLocked(cache);
+  }
+  FlushReturns().IgnoreError();
+}
+
+void SessionCache::RetireHalfLocked(ClassCache& cache) {
+  size_t idle = 0;
+  for (ClientSpan* span = cache.idle.front(); span != nullptr; span = span->next) ++idle;
+  if (idle == 0) return;
+  for (size_t i = 0; i < (idle + 1) / 2; ++i) RetireLocked(cache, cache.idle.back());
+  cache.demand = std::max<uint32_t>(1, cache.demand / 2);
+}
+
+absl::Status SessionCache::FlushReturns() {
+  for (;;) {
+    {
+      HotMutexLock lock(&mu_);
+      if (returns_.empty()) return absl::OkStatus();
+    }
+    absl::StatusOr<ExchangeResult> result = ExchangeNow({});
+    if (!result.ok()) return result.status();
+  }
 }
 
 bool SessionCache::ValidGrant(const SpanGrant& grant) const {
@@ -408,7 +502,7 @@ bool SessionCache::ValidGrant(const SpanGrant& grant) const {
 
 absl::Status SessionCache::Adopt(const SpanGrant& grant) {
   const auto refuse = [&](absl::Status status) {
-    RankedMutexLock lock(&mu_);
+    HotMutexLock lock(&mu_);
     returns_.push_back(grant.sequence);
     return status;
   };
@@ -453,7 +547,7 @@ absl::Status SessionCache::Adopt(const SpanGrant& grant) {
   bytes_on_loan_.fetch_add(Bytes(grant.pages.count), std::memory_order_relaxed);
 
   ClassCache& cache = CacheOf(c);
-  RankedMutexLock lock(&cache.mu);
+  HotMutexLock lock(&cache.mu);
   pages_->Add(span);
   for (uint32_t index = 0; index < span->blocks; ++index) {
     const bool in_use =
@@ -474,7 +568,7 @@ absl::Status SessionCache::Adopt(const SpanGrant& grant) {
 
 void SessionCache::ReturnSurplus() {
   {
-    RankedMutexLock lock(&mu_);
+    HotMutexLock lock(&mu_);
     if (returns_.size() < 64 && returns_bytes_ < idle_cap_bytes_ / 4) return;
   }
   // A failure keeps the source's memory of the returns; they go with the next message.
@@ -485,7 +579,7 @@ absl::StatusOr<uint64_t> SessionCache::Reclaim() {
   uint64_t bytes = 0;
   for (size_t i = 0; i < kCacheClasses; ++i) {
     ClassCache& cache = classes_[i];
-    RankedMutexLock lock(&cache.mu);
+    HotMutexLock lock(&cache.mu);
     for (ClientSpan* span = cache.to_sweep.front(); span != nullptr;) {
       ClientSpan* const next = span->next_away;
       SweepSpanLocked(cache, span, /*all=*/true);
@@ -503,32 +597,19 @@ absl::StatusOr<uint64_t> SessionCache::Reclaim() {
     }
     cache.demand = 1;
   }
-  for (;;) {
-    {
-      RankedMutexLock lock(&mu_);
-      if (returns_.empty()) return bytes;
-    }
-    absl::StatusOr<ExchangeResult> result = ExchangeNow({});
-    if (!result.ok()) return result.status();
-  }
+  if (absl::Status status = FlushReturns(); !status.ok()) return status;
+  return bytes;
 }
 
 absl::Status SessionCache::ReturnAll() {
   for (size_t i = 0; i < kCacheClasses; ++i) {
     ClassCache& cache = classes_[i];
-    RankedMutexLock lock(&cache.mu);
+    HotMutexLock lock(&cache.mu);
     for (SpanList* list : {&cache.idle, &cache.partial, &cache.full}) {
       while (list->front() != nullptr) RetireLocked(cache, list->front());
     }
   }
-  for (;;) {
-    {
-      RankedMutexLock lock(&mu_);
-      if (returns_.empty()) return absl::OkStatus();
-    }
-    absl::StatusOr<ExchangeResult> result = ExchangeNow({});
-    if (!result.ok()) return result.status();
-  }
+  return FlushReturns();
 }
 
 void SessionCache::CheckInvariants() {
@@ -536,7 +617,7 @@ void SessionCache::CheckInvariants() {
   uint64_t loan_bytes = 0;
   for (size_t i = 0; i < kCacheClasses; ++i) {
     ClassCache& cache = classes_[i];
-    RankedMutexLock lock(&cache.mu);
+    HotMutexLock lock(&cache.mu);
     uint32_t to_sweep = 0;
     for (ClientSpan* span = cache.to_sweep.front(); span != nullptr; span = span->next_away) {
       SPANPOOL_CHECK_GT(span->away, 0u);

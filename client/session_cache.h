@@ -8,7 +8,8 @@
 // How much is asked for follows demand: a class that runs dry gets twice as many spans as the last
 // time, up to a cap in bytes, and half as many once some were given back unused. The first message
 // of a session also brings a span of every small class, so that a program which uses many sizes
-// does not wait for each.
+// does not wait for each. A class that is about to run dry is prefetched in the background, and
+// what has been idle for long is given back, if the session has a housekeeper.
 //
 // A span of a class is in one list:
 //   partial  some blocks are free
@@ -30,6 +31,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -42,6 +44,7 @@
 #include "client/address_range.h"
 #include "client/cache_class.h"
 #include "client/client_span.h"
+#include "client/hot_mutex.h"
 #include "client/misuse.h"
 #include "client/page_map.h"
 #include "client/span_source.h"
@@ -51,8 +54,10 @@ namespace spanpool::internal {
 class SessionCache {
  public:
   // All outlive the cache. `limit_bytes` is the pool's.
+  // `wake` asks for KeepHouse to be called soon, and says whether it will be. Called with a class's
+  // lock held.
   SessionCache(uint64_t limit_bytes, SpanSource* source, AddressRange* range, PageMap* pages,
-               MisuseReporter* misuse);
+               MisuseReporter* misuse, std::function<bool()> wake);
   ~SessionCache();
   SessionCache(const SessionCache&) = delete;
   SessionCache& operator=(const SessionCache&) = delete;
@@ -84,8 +89,15 @@ class SessionCache {
   // number of bytes given back.
   absl::StatusOr<uint64_t> Reclaim();
 
-  // Returns idle spans over the session's cap, if enough have gathered to be worth a message.
-  void ReturnSurplus();
+  // Asks for more of the classes that are about to run dry, and sends what waits to be returned.
+  // Not at the same time from two threads.
+  void KeepHouse();
+
+  // Wakes the housekeeper when the cache is next used.
+  void Rest() { resting_.store(true, std::memory_order_relaxed); }
+
+  // Gives back half of each class's idle spans, the oldest.
+  void GiveBackHalf();
 
   // Returns every span, in use or not; called last.
   absl::Status ReturnAll();
@@ -116,13 +128,14 @@ class SessionCache {
   using SweepList = List<&ClientSpan::next_away, &ClientSpan::previous_away>;
 
   struct alignas(64) ClassCache {
-    RankedMutex mu{LockRank::kSessionCache};
+    HotMutex mu{LockRank::kSessionCache};
     SpanList partial ABSL_GUARDED_BY(mu);
     SpanList full ABSL_GUARDED_BY(mu);
     SpanList idle ABSL_GUARDED_BY(mu);
     SweepList to_sweep ABSL_GUARDED_BY(mu);
     uint32_t spans_to_sweep ABSL_GUARDED_BY(mu) = 0;
-    uint32_t demand ABSL_GUARDED_BY(mu) = 1;  // spans to ask for next time
+    uint32_t demand ABSL_GUARDED_BY(mu) = 1;       // spans to ask for next time
+    bool running_low ABSL_GUARDED_BY(mu) = false;  // in low_classes_
   };
 
   ClassCache& CacheOf(CacheClass c) { return classes_[c.value()]; }
@@ -141,11 +154,23 @@ class SessionCache {
   uint32_t SweepSpanLocked(ClassCache& cache, ClientSpan* span, bool all)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(cache.mu);
   uint32_t SweepLocked(ClassCache& cache, uint32_t wanted) ABSL_EXCLUSIVE_LOCKS_REQUIRED(cache.mu);
+  void RetireHalfLocked(ClassCache& cache) ABSL_EXCLUSIVE_LOCKS_REQUIRED(cache.mu);
   // Takes `span` off the books, to be returned.
   void RetireLocked(ClassCache& cache, ClientSpan* span) ABSL_EXCLUSIVE_LOCKS_REQUIRED(cache.mu);
 
+  // Notes that `c` should be prefetched, if it should.
+  void CheckLowLocked(CacheClass c, ClassCache& cache) ABSL_EXCLUSIVE_LOCKS_REQUIRED(cache.mu);
+  // The next batch to ask for.
+  SpanWish NextWishLocked(CacheClass c, ClassCache& cache) ABSL_EXCLUSIVE_LOCKS_REQUIRED(cache.mu);
+  // Sends what waits to be returned, if enough has gathered to be worth a message.
+  void ReturnSurplus();
+  // Enters what an exchange brought. Returns the spans of `wanted`, and why others were refused.
+  uint32_t AdoptAll(const ExchangeResult& result, SpanClass wanted, absl::Status* failed);
+
   // Asks the daemon for spans of `c`. OK if at least one came.
-  absl::Status Fetch(CacheClass c, PageCount pages, PageCount alignment);
+  absl::Status Fetch(CacheClass c, PageCount alignment);
+  // Sends all that waits to be returned.
+  absl::Status FlushReturns();
   absl::StatusOr<ExchangeResult> ExchangeNow(absl::Span<const SpanWish> wishes);
   // Enters a grant. What the daemon should not have sent goes back.
   absl::Status Adopt(const SpanGrant& grant);
@@ -162,16 +187,20 @@ class SessionCache {
   AddressRange* const range_;
   PageMap* const pages_;
   MisuseReporter* const misuse_;
+  const std::function<bool()> wake_;
   const std::unique_ptr<ClassCache[]> classes_;
 
-  std::atomic<bool> warm_{false};  // the first message was sent
+  std::atomic<bool> resting_{true};           // nothing is left to give back
+  std::atomic<bool> warm_{false};             // the first message was sent
+  std::atomic<bool> prefetch_paused_{false};  // the pool was full; until a thread gets something
   std::atomic<uint64_t> bytes_on_loan_{0};
   std::atomic<uint64_t> idle_bytes_{0};
   std::atomic<uint64_t> exchanges_{0};
 
-  RankedMutex mu_{LockRank::kLeaf};
+  HotMutex mu_{LockRank::kLeaf};
   std::vector<GrantSequence> returns_ ABSL_GUARDED_BY(mu_);  // wait for a message to ride in
   uint64_t returns_bytes_ ABSL_GUARDED_BY(mu_) = 0;
+  std::vector<CacheClass> low_classes_ ABSL_GUARDED_BY(mu_);
   std::vector<std::unique_ptr<ClientSpan[]>> record_chunks_ ABSL_GUARDED_BY(mu_);
   ClientSpan* free_records_ ABSL_GUARDED_BY(mu_) = nullptr;
 };

@@ -25,6 +25,9 @@ constexpr size_t kMaxAlignment = 2 << 20;
 // The smallest block that can be named by its granule.
 constexpr uint64_t kMinSharedBytes = kGranuleBytes;
 
+// A session in which nobody allocated for so long is quiet.
+constexpr absl::Duration kQuietInterval = absl::Seconds(1);
+
 constexpr absl::Duration kFirstPause = absl::Milliseconds(1);
 constexpr absl::Duration kLongestPause = absl::Milliseconds(50);
 
@@ -41,6 +44,7 @@ SessionCore::SessionCore(PoolFacts facts, std::unique_ptr<SpanSource> source)
       incarnation_(facts.incarnation),
       slot_capacity_(facts.slot_capacity),
       writable_(facts.writable),
+      background_(facts.background),
       source_(std::move(source)) {}
 
 absl::StatusOr<SessionCore*> SessionCore::Create(PoolFacts facts,
@@ -80,15 +84,19 @@ absl::Status SessionCore::Init(const layout::UniqueFd& session_segment) {
   segment_ = static_cast<layout::SessionSegment*>(segment);
 
   cache_ = std::make_unique<SessionCache>(limit_bytes_, source_.get(), range_.get(), pages_.get(),
-                                          &misuse_);
+                                          &misuse_, [this] { return WakeHousekeeper(); });
   references_ = std::make_unique<References>(incarnation_, segment_, slot_capacity_, range_.get(),
                                              cache_.get());
   threads_ =
       std::make_unique<ThreadCaches>(limit_bytes_, range_.get(), pages_.get(), cache_.get(), this);
+  if (background_) {
+    housekeeper_ = std::make_unique<Housekeeper>([this] { return KeepHouse(absl::Now()); });
+  }
   return absl::OkStatus();
 }
 
 SessionCore::~SessionCore() {
+  housekeeper_.reset();
   threads_.reset();
   if (references_ != nullptr) {
     // Slots before spans, spans before the end. If the daemon is gone, or a word is frozen, the end
@@ -118,12 +126,7 @@ void SessionCore::AbandonInChild() {
   source_->AbandonInChild();
 }
 
-absl::StatusOr<SessionCore::Place> SessionCore::PlaceFor(size_t bytes, size_t alignment,
-                                                         bool noscan) const {
-  if (bytes > limit_bytes_) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        bytes, " bytes can never be allocated: the pool's limit is ", limit_bytes_, " bytes"));
-  }
+SessionCore::Place SessionCore::PlaceFor(size_t bytes, size_t alignment, bool noscan) const {
   const SizeClass size_class = SizeClassFor(bytes, alignment);
   if (size_class != kLargeSizeClass) {
     return Place{CacheClassOf(SpanClass(size_class, noscan)), PageCount(1), PageCount(0)};
@@ -154,31 +157,37 @@ absl::StatusOr<void*> SessionCore::AllocateOnce(const Place& place, bool noscan)
 }
 
 absl::StatusOr<void*> SessionCore::AllocateBlock(size_t bytes, size_t alignment, bool noscan,
-                                                 absl::Time deadline) {
-  absl::StatusOr<Place> place = PlaceFor(bytes, alignment, noscan);
-  if (!place.ok()) return place.status();
-  if (place->alignment == PageCount(1) && place->exact == PageCount(0)) {
+                                                 absl::Duration timeout) {
+  if (bytes > limit_bytes_) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        bytes, " bytes can never be allocated: the pool's limit is ", limit_bytes_, " bytes"));
+  }
+  const Place place = PlaceFor(bytes, alignment, noscan);
+  if (place.alignment == PageCount(1) && place.exact == PageCount(0)) {
     void* const block = Pop(hot_cache, &ThreadCache::core, static_cast<const SessionLife*>(this),
-                            StackIndexOf(place->c) * sizeof(Stack));
+                            StackIndexOf(place.c) * sizeof(Stack));
     if (block != nullptr) {
       NoteTaken(block);
       return block;
     }
   }
-  absl::StatusOr<void*> block = AllocateOnce(*place, noscan);
-  absl::Duration pause = kFirstPause;
-  for (bool first = true; absl::IsResourceExhausted(block.status()); first = false) {
-    if (!first) {
+  absl::StatusOr<void*> block = AllocateOnce(place, noscan);
+  if (absl::IsResourceExhausted(block.status())) {
+    const absl::Time deadline = absl::Now() + timeout;
+    absl::Duration pause = kFirstPause;
+    for (;;) {
+      // What this session does not use may be all that is missing.
+      FreeSettled();
+      threads_->DrainMine();
+      threads_->DrainOthers();
+      if (absl::Status status = cache_->Reclaim().status(); !status.ok()) return status;
+      block = AllocateOnce(place, noscan);
+      if (!absl::IsResourceExhausted(block.status())) break;
       const absl::Time now = absl::Now();
       if (now >= deadline) break;
       absl::SleepFor(std::min(pause, deadline - now));
       pause = std::min(2 * pause, kLongestPause);
     }
-    // What this session does not use may be all that is missing.
-    FreeSettled();
-    threads_->DrainMine();
-    if (absl::Status status = cache_->Reclaim().status(); !status.ok()) return status;
-    block = AllocateOnce(*place, noscan);
   }
   if (block.ok()) NoteTaken(*block);
   return block;
@@ -195,8 +204,8 @@ absl::StatusOr<Buffer> SessionCore::Allocate(size_t bytes, const AllocateOptions
     return absl::InvalidArgumentError(absl::StrCat("an alignment of ", options.alignment,
                                                    " is not a power of two of at most 2 MiB"));
   }
-  absl::StatusOr<void*> block = AllocateBlock(
-      bytes, options.alignment, options.kind == BlockKind::kNoscan, absl::Now() + options.timeout);
+  absl::StatusOr<void*> block =
+      AllocateBlock(bytes, options.alignment, options.kind == BlockKind::kNoscan, options.timeout);
   if (!block.ok()) return block.status();
   if (options.zeroed) std::memset(*block, 0, bytes);
   Ref();
@@ -206,7 +215,7 @@ absl::StatusOr<Buffer> SessionCore::Allocate(size_t bytes, const AllocateOptions
 void* SessionCore::Malloc(size_t bytes, size_t alignment) {
   if (abandoned() || !writable_) return nullptr;
   absl::StatusOr<void*> block =
-      AllocateBlock(bytes, alignment, /*noscan=*/true, absl::InfinitePast());
+      AllocateBlock(bytes, alignment, /*noscan=*/true, absl::ZeroDuration());
   return block.ok() ? *block : nullptr;
 }
 
@@ -277,6 +286,32 @@ void SessionCore::FreeBlock(void* data) {
 
 void SessionCore::FreeSettled() {
   for (const PoolOffset offset : references_->Settle()) FreeBlock(range_->PointerTo(offset));
+}
+
+absl::Time SessionCore::KeepHouse(absl::Time now) {
+  for (const PoolOffset offset : references_->Settle()) {
+    // Past this thread's stacks: it allocates nothing.
+    void* const block = range_->PointerTo(offset);
+    const ClientSpan* const span = pages_->SpanOf(PageOf(offset));
+    SPANPOOL_CHECK(span != nullptr && NoteFreed(block, nullptr));  // the block is ours
+    cache_->Give(CacheClass(span->cache_class.load(std::memory_order_relaxed)), {&block, 1},
+                 nullptr);
+  }
+  cache_->KeepHouse();
+  const uint64_t allocations = threads_->counts().allocations;
+  if (allocations != allocations_seen_) {
+    allocations_seen_ = allocations;
+    quiet_since_ = now;
+  } else if (now - quiet_since_ >= kQuietInterval) {
+    threads_->DrainOthers();
+    cache_->GiveBackHalf();
+    quiet_since_ = now;
+    if (cache_->idle_bytes() == 0) {
+      cache_->Rest();
+      return absl::InfiniteFuture();
+    }
+  }
+  return quiet_since_ + kQuietInterval;
 }
 
 size_t SessionCore::UsableSize(const void* block) const {

@@ -18,7 +18,9 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "client/address_range.h"
+#include "client/housekeeper.h"
 #include "client/misuse.h"
 #include "client/page_map.h"
 #include "client/references.h"
@@ -42,6 +44,7 @@ struct PoolFacts {
   uint32_t incarnation = 0;
   uint32_t slot_capacity = 0;
   bool writable = true;
+  bool background = true;  // with a housekeeper
   layout::UniqueFd session_segment;
 };
 
@@ -54,6 +57,7 @@ class SessionCore final : public SessionLife {
 
   // A Session that takes over the caller's reference.
   static std::unique_ptr<Session> NewSession(SessionCore* core);
+  static SessionCore* CoreOf(const Session& session);
 
   void Ref() { owners_.fetch_add(1, std::memory_order_relaxed); }
   bool TryRef() override;
@@ -88,6 +92,12 @@ class SessionCore final : public SessionLife {
   SessionCache& cache() { return *cache_; }
   References& references() { return *references_; }
   void DrainMyStacks() { threads_->DrainMine(); }
+  void DrainOtherStacks() { threads_->DrainOthers(); }
+
+  // What the housekeeper does, and when to do it again at the latest. Not from two threads at once.
+  // Each second in which no thread allocates, half of what is idle goes back: blocks in threads'
+  // stacks to the session cache, spans to the daemon.
+  absl::Time KeepHouse(absl::Time now);
 
  private:
   SessionCore(PoolFacts facts, std::unique_ptr<SpanSource> source);
@@ -100,14 +110,17 @@ class SessionCore final : public SessionLife {
     PageCount alignment = PageCount(1);  // more than 1: asked of the session cache
     PageCount exact;                     // not 0: a large block of exactly so many pages
   };
-  absl::StatusOr<Place> PlaceFor(size_t bytes, size_t alignment, bool noscan) const;
+  // Requires bytes <= limit_bytes_.
+  Place PlaceFor(size_t bytes, size_t alignment, bool noscan) const;
   absl::StatusOr<void*> AllocateOnce(const Place& place, bool noscan);
-  // When the pool is full, gives back what is idle and tries again, until `deadline`.
+  // When the pool is full, gives back what is idle and tries again, at least once and for
+  // `timeout`.
   absl::StatusOr<void*> AllocateBlock(size_t bytes, size_t alignment, bool noscan,
-                                      absl::Time deadline);
+                                      absl::Duration timeout);
   // The block at `data`, of this session and in the user's hands, goes back.
   void FreeBlock(void* data);
   void FreeSettled();
+  bool WakeHousekeeper() { return housekeeper_ != nullptr && housekeeper_->Wake(); }
 
   // Constant after construction.
   const uint64_t limit_bytes_;
@@ -115,6 +128,7 @@ class SessionCore final : public SessionLife {
   const uint32_t incarnation_;
   const uint32_t slot_capacity_;
   const bool writable_;
+  const bool background_;
   const std::unique_ptr<SpanSource> source_;
   layout::SessionSegment* segment_ = nullptr;
   MisuseReporter misuse_;
@@ -123,7 +137,11 @@ class SessionCore final : public SessionLife {
   std::unique_ptr<SessionCache> cache_;
   std::unique_ptr<References> references_;
   std::unique_ptr<ThreadCaches> threads_;
+  std::unique_ptr<Housekeeper> housekeeper_;
 
+  // The housekeeper's own.
+  absl::Time quiet_since_ = absl::InfinitePast();
+  uint64_t allocations_seen_ = 0;
   std::atomic<uint64_t> owners_{1};
   std::atomic<bool> abandoned_{false};
 };

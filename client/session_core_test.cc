@@ -18,12 +18,14 @@
 #include <utility>
 #include <vector>
 
+#include "absl/time/time.h"
 #include "allocator/size_classes.h"
 #include "client/cache_class.h"
 #include "client/fake_pool.h"
 #include "proto/layout/block_word.h"
 #include "proto/layout/handle_bits.h"
 #include "proto/layout/session_segment.h"
+#include "spanpool/session.h"
 
 namespace spanpool::internal {
 namespace {
@@ -486,6 +488,153 @@ TEST_F(SessionCoreTest, ThreadsAllocateAndFreeEachOthersBlocksAgainstAModel) {
   core->DrainMyStacks();
   core->cache().CheckInvariants();
   EXPECT_EQ(core->stats().misuses, 0u);
+  core.Reset();
+  EXPECT_TRUE(pool_.Empty());
+}
+
+TEST_F(SessionCoreTest, StacksOfIdleThreadsAreDrainedByOthers) {
+  Attached core(pool_.Attach());
+  std::atomic<int> step{0};
+  std::thread idle([&] {
+    std::vector<void*> blocks;
+    for (int i = 0; i < 300; ++i) blocks.push_back(core->Malloc(4096, 16));
+    for (void* block : blocks) core->Free(block, nullptr);
+    step = 1;
+    while (step != 2) std::this_thread::yield();
+    // Its stacks are empty, and it goes on as before.
+    for (int i = 0; i < 300; ++i) core->Free(core->Malloc(4096, 16), nullptr);
+  });
+  while (step != 1) std::this_thread::yield();
+  const uint64_t idle_before = core->cache().idle_bytes();
+  core->DrainOtherStacks();
+  EXPECT_GT(core->cache().idle_bytes(), idle_before);
+  EXPECT_EQ(core->cache().idle_bytes(), core->cache().bytes_on_loan());
+  step = 2;
+  idle.join();
+  EXPECT_EQ(core->stats().misuses, 0u);
+  core->cache().CheckInvariants();
+}
+
+TEST(FullPool, WhatIdleThreadsKeepInTheirStacksServesOthers) {
+  FakePool pool(16 * kMiB);
+  Attached core(pool.Attach());
+  std::atomic<int> step{0};
+  std::thread idle([&] {
+    std::vector<void*> blocks;
+    for (int i = 0; i < 2000; ++i) blocks.push_back(core->Malloc(4096, 16));
+    for (void* block : blocks) core->Free(block, nullptr);
+    step = 1;
+    while (step != 2) std::this_thread::yield();
+  });
+  while (step != 1) std::this_thread::yield();
+  { Buffer all = MustAllocate(core, 16 * kMiB); }
+  step = 2;
+  idle.join();
+}
+
+TEST_F(SessionCoreTest, DrainingThreadsThatWorkHarmsNeither) {
+  const uint64_t seed = std::random_device{}();
+  SCOPED_TRACE(testing::Message() << "seed " << seed);
+  std::unique_ptr<Session> session = SessionCore::NewSession(pool_.Attach());
+  SessionCore* const core = internal::SessionCore::CoreOf(*session);
+  std::atomic<int> working{3};
+  std::vector<std::thread> threads;
+  for (uint64_t t = 0; t < 3; ++t) {
+    threads.emplace_back([&, t] {
+      std::mt19937_64 random(seed + t);
+      std::array<std::pair<uint8_t*, uint8_t>, 64> live{};
+      for (int i = 0; i < 50000; ++i) {
+        auto& [data, fill] = live[random() % live.size()];
+        if (data != nullptr) {
+          ASSERT_EQ(data[0], fill);
+          ASSERT_EQ(data[63], fill);
+        }
+        session->Free(data);
+        data = static_cast<uint8_t*>(session->Malloc(64 << (random() % 3)));
+        ASSERT_NE(data, nullptr);
+        fill = static_cast<uint8_t>(random());
+        std::memset(data, fill, 64);
+      }
+      for (auto& [data, fill] : live) session->Free(data);
+      --working;
+    });
+  }
+  while (working != 0) {
+    core->DrainOtherStacks();
+    core->cache().GiveBackHalf();
+    (void)session->stats();
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(session->stats().allocations, 150000u);
+  EXPECT_EQ(session->stats().misuses, 0u);
+  core->cache().CheckInvariants();
+  session.reset();
+  EXPECT_TRUE(pool_.Empty());
+}
+
+TEST_F(SessionCoreTest, AQuietSessionGivesBackHalfOfWhatIsIdleEachSecond) {
+  Attached core(pool_.Attach());
+  std::vector<void*> blocks;
+  for (int i = 0; i < 64; ++i) blocks.push_back(core->Malloc(65536, 16));
+  for (void* block : blocks) core->Free(block, nullptr);
+  absl::Time now = absl::UnixEpoch();
+  EXPECT_EQ(core->KeepHouse(now), now + absl::Seconds(1));  // it was active
+  const uint64_t peak = core->cache().bytes_on_loan();
+  now += absl::Milliseconds(500);
+  core->KeepHouse(now);
+  EXPECT_EQ(core->cache().bytes_on_loan(), peak);
+  core->DrainMyStacks();
+  uint64_t before = peak;
+  int seconds = 0;
+  for (absl::Time next = now; next != absl::InfiniteFuture(); ++seconds) {
+    now += absl::Seconds(1);
+    next = core->KeepHouse(now);
+    EXPECT_LE(core->cache().bytes_on_loan(), before / 2 + kMiB);  // rounded up in each class
+    before = core->cache().bytes_on_loan();
+    ASSERT_LT(seconds, 20);
+  }
+  EXPECT_EQ(before, 0u);
+  EXPECT_TRUE(pool_.Empty());
+  EXPECT_GE(seconds, 3);
+  // Activity starts the wait anew.
+  core->Free(core->Malloc(65536, 16), nullptr);
+  EXPECT_EQ(core->KeepHouse(now), now + absl::Seconds(1));
+}
+
+TEST_F(SessionCoreTest, AClassThatRunsLowIsPrefetchedInTheBackground) {
+  Attached core(pool_.AttachWithHousekeeper());
+  void* const block = core->Malloc(4096, 16);
+  EXPECT_EQ(core->stats().refills, 1u);
+  // One of the span's two blocks was handed out, the other is in the stack: the class is low, and
+  // more comes without anybody waiting.
+  while (core->stats().exchanges < 2) std::this_thread::yield();
+  EXPECT_EQ(core->stats().refills, 1u);
+  core->Free(block, nullptr);
+  core.Reset();
+  EXPECT_TRUE(pool_.Empty());
+}
+
+TEST_F(SessionCoreTest, ThreadsAndTheHousekeeperWorkTogether) {
+  const uint64_t seed = std::random_device{}();
+  SCOPED_TRACE(testing::Message() << "seed " << seed);
+  Attached core(pool_.AttachWithHousekeeper());
+  std::vector<std::thread> threads;
+  for (uint64_t t = 0; t < 3; ++t) {
+    threads.emplace_back([&, t] {
+      std::mt19937_64 random(seed + t);
+      std::array<Buffer, 100> live;
+      for (int i = 0; i < 10000; ++i) {
+        Buffer& buffer = live[random() % live.size()];
+        buffer = Buffer();
+        buffer = MustAllocate(core, size_t{64} << (random() % 16));
+        if (random() % 4 == 0) {
+          ASSERT_TRUE(buffer.Share().ok());
+        }
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(core->stats().allocations, 30000u);
   core.Reset();
   EXPECT_TRUE(pool_.Empty());
 }

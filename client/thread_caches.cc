@@ -1,7 +1,11 @@
 #include "client/thread_caches.h"
 
+#include <linux/membarrier.h>
 #include <pthread.h>
+#include <sched.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -12,6 +16,7 @@
 
 #include "allocator/check.h"
 #include "allocator/size_classes.h"
+#include "client/hot_mutex.h"
 
 namespace spanpool::internal {
 namespace {
@@ -40,12 +45,20 @@ constexpr Room kRoom = MakeRoom();
 // What threads without a cache of their own look at: no key matches it.
 constinit ThreadCache no_cache;
 
-// malloc's alignment: what is larger than 8 bytes may hold something aligned to 16.
-constexpr SizeClass MallocClass(size_t bytes) {
-  return bytes <= 8 ? SizeClassFor(bytes) : SizeClassFor(bytes, 16);
+// How often to look whether a thread has left the hot path.
+constexpr int kBusyTries = 1000;
+
+// A barrier on every thread of the process that is running; those that are not have passed one when
+// they stopped. It costs a microsecond or two here and nothing in the hot path.
+bool RegisterFence() {
+  return syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) == 0;
+}
+void Fence() {
+  const long done = syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0);
+  SPANPOOL_CHECK_EQ(done, 0);  // registered
 }
 
-constinit RankedMutex registry_mu{LockRank::kSessionTable};
+constinit HotMutex registry_mu{LockRank::kSessionTable};
 constinit ThreadCaches* sessions ABSL_GUARDED_BY(registry_mu) = nullptr;
 
 }  // namespace
@@ -60,7 +73,7 @@ struct ThreadCaches::OwnedCache : ThreadCache {
   OwnedCache* previous = nullptr;
   uint64_t refills = 0;  // as `allocations`
 
-  RankedMutex mu{LockRank::kSession};
+  HotMutex mu{LockRank::kSession};
   uint64_t room_bytes ABSL_GUARDED_BY(mu) = 0;        // sum of (limit - floor) × block bytes
   uint16_t refill[kStacks] ABSL_GUARDED_BY(mu) = {};  // blocks to take next time; 0 = a batch
 
@@ -94,13 +107,13 @@ void ThreadCaches::Retire(OwnedCache* cache) {
   ThreadCaches* owner;
   bool alive = false;
   {
-    RankedMutexLock lock(&registry_mu);
+    HotMutexLock lock(&registry_mu);
     owner = cache->owner.load(std::memory_order_relaxed);
     alive = owner != nullptr && owner->life_->TryRef();
   }
   if (alive) owner->Drain(cache, nullptr);
   {
-    RankedMutexLock lock(&registry_mu);
+    HotMutexLock lock(&registry_mu);
     // Orphaned, perhaps meanwhile: nobody else knows it any more.
     owner = cache->owner.load(std::memory_order_relaxed);
     if (owner != nullptr) {
@@ -159,7 +172,7 @@ ThreadCaches::ThreadCaches(uint64_t limit_bytes, AddressRange* range, PageMap* p
   static const int registered =
       pthread_atfork(&BeforeFork, &AfterForkInParent, &ForkHandlers::InChild);
   SPANPOOL_CHECK_EQ(registered, 0);
-  RankedMutexLock lock(&registry_mu);
+  HotMutexLock lock(&registry_mu);
   next_ = sessions;
   if (sessions != nullptr) sessions->previous_ = this;
   sessions = this;
@@ -168,7 +181,7 @@ ThreadCaches::ThreadCaches(uint64_t limit_bytes, AddressRange* range, PageMap* p
 ThreadCaches::~ThreadCaches() {
   OwnedCache* spare;
   {
-    RankedMutexLock lock(&registry_mu);
+    HotMutexLock lock(&registry_mu);
     (previous_ != nullptr ? previous_->next_ : sessions) = next_;
     if (next_ != nullptr) next_->previous_ = previous_;
     for (OwnedCache* cache = caches_; cache != nullptr;) {
@@ -191,7 +204,7 @@ ThreadCaches::~ThreadCaches() {
 }
 
 void ThreadCaches::SetSessionKey(const void* session) {
-  RankedMutexLock lock(&registry_mu);
+  HotMutexLock lock(&registry_mu);
   session_key_ = session;
   for (OwnedCache* cache = caches_; cache != nullptr; cache = cache->next) {
     cache->session.store(session, std::memory_order_release);
@@ -200,7 +213,7 @@ void ThreadCaches::SetSessionKey(const void* session) {
 
 ThreadCaches::OwnedCache* ThreadCaches::NewCache() {
   {
-    RankedMutexLock lock(&registry_mu);
+    HotMutexLock lock(&registry_mu);
     if (OwnedCache* cache = spare_; cache != nullptr) {
       spare_ = cache->next;
       cache->next = nullptr;
@@ -215,9 +228,7 @@ ThreadCaches::OwnedCache* ThreadCaches::NewCache() {
   cache->bytes = range_->bytes();
   cache->pages = pages_->entries();
   for (size_t i = 0; i <= kInlineBytes / 8; ++i) {
-    const SpanClass span_class(MallocClass(i * 8), /*noscan=*/true);
-    cache->stack_of[i] =
-        static_cast<uint16_t>(StackIndexOf(CacheClassOf(span_class)) * sizeof(Stack));
+    cache->stack_of[i] = static_cast<uint16_t>(MallocStackIndex(i * 8) * sizeof(Stack));
   }
   for (size_t i = 2; i < kStacks; ++i) {
     Stack& stack = cache->stacks[i];
@@ -229,17 +240,14 @@ ThreadCaches::OwnedCache* ThreadCaches::NewCache() {
   return cache;
 }
 
-ThreadCaches::OwnedCache* ThreadCaches::Mine() {
+ThreadCaches::OwnedCache* ThreadCaches::FindMine() {
   if (thread_ended) return nullptr;
   std::vector<OwnedCache*>& mine = thread_state.caches;
   for (size_t i = 0; i < mine.size();) {
     OwnedCache* const cache = mine[i];
     // acquire: pairs with the release when the session ended.
     ThreadCaches* const owner = cache->owner.load(std::memory_order_acquire);
-    if (owner == this) {
-      hot_cache = cache;
-      return cache;
-    }
+    if (owner == this) return cache;
     if (owner != nullptr) {
       ++i;
       continue;
@@ -249,10 +257,19 @@ ThreadCaches::OwnedCache* ThreadCaches::Mine() {
     mine[i] = mine.back();
     mine.pop_back();
   }
+  return nullptr;
+}
+
+ThreadCaches::OwnedCache* ThreadCaches::Mine() {
+  if (thread_ended) return nullptr;
+  if (OwnedCache* const cache = FindMine(); cache != nullptr) {
+    hot_cache = cache;
+    return cache;
+  }
   OwnedCache* const cache = NewCache();
   if (cache == nullptr) return nullptr;
   {
-    RankedMutexLock lock(&registry_mu);
+    HotMutexLock lock(&registry_mu);
     cache->allocations = 0;
     cache->refills = 0;
     cache->next = caches_;
@@ -263,7 +280,7 @@ ThreadCaches::OwnedCache* ThreadCaches::Mine() {
     cache->session.store(session_key_, std::memory_order_relaxed);
     cache->core.store(life_, std::memory_order_relaxed);
   }
-  mine.push_back(cache);
+  thread_state.caches.push_back(cache);
   hot_cache = cache;
   return cache;
 }
@@ -282,7 +299,7 @@ absl::StatusOr<void*> ThreadCaches::Allocate(CacheClass c) {
   const uint64_t block_bytes = BlockBytesOf(c);
   size_t wanted;
   {
-    RankedMutexLock lock(&mine->mu);
+    HotMutexLock lock(&mine->mu);
     if (stack.top != stack.floor) {
       void* const block = *--stack.top;
       CountOne(&mine->allocations);
@@ -304,7 +321,7 @@ absl::StatusOr<void*> ThreadCaches::Allocate(CacheClass c) {
   if (taken->waited) CountOne(&mine->refills);
   size_t kept = 0;
   {
-    RankedMutexLock lock(&mine->mu);
+    HotMutexLock lock(&mine->mu);
     const size_t extra = taken->blocks - 1;
     if (static_cast<size_t>(stack.limit - stack.floor) < extra) {
       mine->room_bytes += (extra - static_cast<size_t>(stack.limit - stack.floor)) * block_bytes;
@@ -332,7 +349,7 @@ void ThreadCaches::Free(CacheClass c, void* block, const void* call_site) {
   void* moved[kMaxMove];
   size_t count = 0;
   {
-    RankedMutexLock lock(&mine->mu);
+    HotMutexLock lock(&mine->mu);
     if (stack.top == stack.limit) {
       const auto room = static_cast<size_t>(stack.limit - stack.floor);
       const size_t capacity = StackCapacityOf(c);
@@ -360,23 +377,68 @@ void ThreadCaches::CountOther(bool waited) {
   if (waited) other_refills_.fetch_add(1, std::memory_order_relaxed);
 }
 
+size_t ThreadCaches::PopSome(OwnedCache* cache, size_t index, void** moved) {
+  Stack& stack = cache->stacks[index];
+  const size_t count = std::min(static_cast<size_t>(stack.top - stack.floor), kMaxMove);
+  std::copy(stack.top - count, stack.top, moved);
+  stack.top -= count;
+  if (stack.top == stack.floor) {
+    const CacheClass c = CacheClassOfStack(index);
+    cache->room_bytes -= static_cast<uint64_t>(stack.limit - stack.floor) * BlockBytesOf(c);
+    stack.limit = stack.floor;
+    cache->refill[index] = 0;
+  }
+  return count;
+}
+
+void ThreadCaches::DrainOthers() {
+  static const bool can_fence = RegisterFence();
+  if (!can_fence) return;
+  OwnedCache* const mine = FindMine();
+  std::vector<std::pair<CacheClass, std::vector<void*>>> drained;
+  {
+    HotMutexLock lock(&registry_mu);
+    for (OwnedCache* cache = caches_; cache != nullptr; cache = cache->next) {
+      if (cache == mine) continue;
+      HotMutexLock cache_lock(&cache->mu);
+      cache->session.store(nullptr, std::memory_order_seq_cst);
+      cache->core.store(nullptr, std::memory_order_seq_cst);
+      Fence();
+      // From here on the owner's operations find the keys gone and wait for the lock. One that had
+      // found them may be under way still, as `busy` tells; if its thread was preempted in the
+      // middle it may take long, and the thread is not idle.
+      bool idle = false;
+      for (int i = 0; i < kBusyTries && !idle; ++i) {
+        // acquire (and more under ThreadSanitizer): pairs with the release in Unmark.
+        idle = !cache->busy.load(std::memory_order_seq_cst);
+        if (!idle) sched_yield();
+      }
+      for (size_t index = 2; idle && index < kStacks; ++index) {
+        const Stack& stack = cache->stacks[index];
+        if (stack.top == stack.floor) continue;
+        drained.emplace_back(CacheClassOfStack(index), std::vector<void*>());
+        std::vector<void*>& blocks = drained.back().second;
+        void* moved[kMaxMove];
+        while (const size_t count = PopSome(cache, index, moved)) {
+          blocks.insert(blocks.end(), moved, moved + count);
+        }
+      }
+      // release: pairs with the acquire of the keys in Pop and Push; the stacks come before.
+      cache->session.store(session_key_, std::memory_order_release);
+      cache->core.store(life_, std::memory_order_release);
+    }
+  }
+  for (const auto& [c, blocks] : drained) cache_->Give(c, blocks, nullptr);
+}
+
 void ThreadCaches::Drain(OwnedCache* cache, const void* call_site) {
   void* moved[kMaxMove];
   for (size_t index = 2; index < kStacks; ++index) {
-    Stack& stack = cache->stacks[index];
     for (;;) {
       size_t count;
       {
-        RankedMutexLock lock(&cache->mu);
-        count = std::min(static_cast<size_t>(stack.top - stack.floor), kMaxMove);
-        std::copy(stack.top - count, stack.top, moved);
-        stack.top -= count;
-        if (stack.top == stack.floor) {
-          const CacheClass c = CacheClassOfStack(index);
-          cache->room_bytes -= static_cast<uint64_t>(stack.limit - stack.floor) * BlockBytesOf(c);
-          stack.limit = stack.floor;
-          cache->refill[index] = 0;
-        }
+        HotMutexLock lock(&cache->mu);
+        count = PopSome(cache, index, moved);
       }
       if (count == 0) break;
       cache_->Give(CacheClassOfStack(index), {moved, count}, call_site);
@@ -385,11 +447,11 @@ void ThreadCaches::Drain(OwnedCache* cache, const void* call_site) {
 }
 
 void ThreadCaches::DrainMine() {
-  if (OwnedCache* const mine = Mine(); mine != nullptr) Drain(mine, nullptr);
+  if (OwnedCache* const mine = FindMine(); mine != nullptr) Drain(mine, nullptr);
 }
 
 ThreadCaches::Counts ThreadCaches::counts() {
-  RankedMutexLock lock(&registry_mu);
+  HotMutexLock lock(&registry_mu);
   Counts counts = ended_;
   for (OwnedCache* cache = caches_; cache != nullptr; cache = cache->next) {
     counts.allocations += ReadCount(&cache->allocations);

@@ -29,7 +29,6 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "allocator/lock_rank.h"
 #include "client/address_range.h"
 #include "client/cache_class.h"
 #include "client/page_map.h"
@@ -76,6 +75,10 @@ class ThreadCaches {
   // Empties this thread's stacks into the session cache.
   void DrainMine();
 
+  // Empties the stacks of all other threads, except of those that are in the middle of an operation
+  // for longer than a short wait. Does nothing where the kernel has no membarrier.
+  void DrainOthers();
+
   struct Counts {
     uint64_t allocations = 0;
     uint64_t refills = 0;
@@ -87,13 +90,16 @@ class ThreadCaches {
   friend struct ForkHandlers;
   struct OwnedCache;
 
-  // The thread's cache for this session, made if need be, now the hot one. Null: the thread is
-  // ending, or there is no memory for one.
+  // The thread's cache for this session, if it has one. Frees those of sessions that have ended.
+  OwnedCache* FindMine();
+  // The same, made if need be, now the hot one. Null: the thread is ending, or there is no memory.
   OwnedCache* Mine();
   OwnedCache* NewCache();
   static void Dispose(OwnedCache* cache);
-  // Gives all that is in the stacks to the session cache.
+  // Gives all that is in the calling thread's stacks to the session cache.
   void Drain(OwnedCache* cache, const void* call_site);
+  // Takes up to a batch from the stack, which the caller may touch, into `moved`.
+  static size_t PopSome(OwnedCache* cache, size_t index, void** moved);
   // The end of a thread's cache.
   static void Retire(OwnedCache* cache);
   // In a forked child, with the registry's mutex held: every session is the parent's.

@@ -15,7 +15,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
+#include "allocator/units.h"
 #include "proto/layout/session_segment.h"
+#include "server/access.h"
+#include "server/session.h"
 
 namespace spanpool {
 namespace {
@@ -26,7 +29,7 @@ using layout::AttachType;
 using layout::UniqueFd;
 
 constexpr absl::Duration kAcceptPause = absl::Milliseconds(100);
-constexpr int kAcceptsAtOnce = 16;
+constexpr int kAcceptsAtOnce = 64;
 
 // Cuts `text` to what fits, with the terminating zero.
 template <size_t N>
@@ -276,7 +279,7 @@ bool AttachServer::HandleAttach(Connection& connection, const layout::AttachRequ
   connection_of_session_[(*session)->id()] = connection.id;
   --pending_;
   WatchProcess(*session);
-  Log().info("pool {}: {} attached", (*session)->pool().name(), (*session)->Describe());
+  Log().debug("pool {}: {} attached", (*session)->pool().name(), (*session)->Describe());
   return true;
 }
 
@@ -321,11 +324,8 @@ absl::StatusOr<std::shared_ptr<Session>> AttachServer::Attach(
         " and asks for ", Name(wanted), ": add `allow { uid: ", connection.peer.uid,
         " access: ", Name(wanted), " }` to the pool in the daemon's configuration"));
   }
-  if (sessions_->full()) {
-    return absl::ResourceExhaustedError(
-        "the daemon has as many sessions as it may: end some, or raise limits.sessions in its "
-        "configuration");
-  }
+  // Before anything is made for it.
+  if (absl::Status status = sessions_->RoomFor(connection.peer.uid); !status.ok()) return status;
   absl::StatusOr<UniqueFd> pidfd = PidfdOf(connection.fd.get(), connection.peer);
   if (!pidfd.ok()) return pidfd.status();
   return pool->Attach(connection.peer, request.access, *std::move(pidfd));
@@ -383,7 +383,7 @@ bool AttachServer::HandleDetach(Connection& connection) {
   const auto node = pidfd_watches_.extract(session->id());
   if (!node.empty()) loop_->Unwatch(node.mapped());
   Send(fd, layout::DetachReply());
-  Log().info("pool {}: {} detached", session->pool().name(), session->Describe());
+  Log().debug("pool {}: {} detached", session->pool().name(), session->Describe());
   return false;
 }
 

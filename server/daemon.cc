@@ -7,14 +7,17 @@
 #include <algorithm>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "allocator/heap.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/resource_quota.h"
 #include "grpcpp/server_builder.h"
 #include "proto/layout/run_dir.h"
+#include "server/access.h"
 #include "server/log.h"
+#include "server/session.h"
 
 namespace spanpool {
 namespace {
@@ -22,7 +25,7 @@ namespace {
 // Threads that carry out Exchange messages, for each of the two servers: one may be waiting for
 // the kernel to back memory while the other serves whoever needs none.
 constexpr int kExchangeThreads = 2;
-// Memory that gRPC may use for what is under way, per server.
+// Memory that gRPC may use for what is under way.
 constexpr size_t kGrpcQuotaBytes = 256 << 20;
 // An Exchange stream and a few short calls are all that a client has on a connection.
 constexpr int kMaxStreamsPerConnection = 16;
@@ -78,7 +81,7 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(DaemonConfig config) {
 Daemon::Daemon(DaemonConfig config, RunDirectory run_directory)
     : config_(std::move(config)),
       run_directory_(std::move(run_directory)),
-      sessions_(config_.max_sessions) {}
+      sessions_(config_.max_sessions, geteuid()) {}
 
 absl::Status Daemon::Serve() {
   RaiseDescriptorLimit(config_);
@@ -103,12 +106,15 @@ absl::Status Daemon::Serve() {
 
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  grpc::ResourceQuota quota("spanpoold");
+  quota.Resize(kGrpcQuotaBytes);
+  quota.SetMaxThreads(static_cast<int>(config_.max_threads));
   if (absl::Status status =
-          StartFront(&admins_, std::make_unique<AdminService>(const_pools, absl::Now()));
+          StartFront(&admins_, std::make_unique<AdminService>(const_pools, absl::Now()), quota);
       !status.ok()) {
     return status;
   }
-  if (absl::Status status = StartFront(&others_, std::make_unique<DeniedAdminService>());
+  if (absl::Status status = StartFront(&others_, std::make_unique<DeniedAdminService>(), quota);
       !status.ok()) {
     return status;
   }
@@ -117,7 +123,6 @@ absl::Status Daemon::Serve() {
   grpc_listener_ = std::make_unique<GrpcListener>(
       *std::move(grpc_socket),
       GrpcListener::Options{.max_connections = size_t{config_.max_sessions} + 64,
-                            .max_of_one_uid = config_.max_sessions,
                             .role = [this](const PeerIdentity& peer) { return RoleOf(peer); }},
       admins_.server.get(), others_.server.get(), loop_.get());
   if (absl::Status status = grpc_listener_->Start(); !status.ok()) return status;
@@ -131,16 +136,14 @@ absl::Status Daemon::Serve() {
   return absl::OkStatus();
 }
 
-absl::Status Daemon::StartFront(Front* front, std::unique_ptr<v1::Admin::Service> admin_service) {
+absl::Status Daemon::StartFront(Front* front, std::unique_ptr<v1::Admin::Service> admin_service,
+                                const grpc::ResourceQuota& quota) {
   front->admin_service = std::move(admin_service);
   front->pool_service =
       std::make_unique<PoolService>(&sessions_, [this](Session& session, const absl::Status& why) {
         session.pool().Evict(session, why);
         attach_server_->CloseConnection(session.id());
       });
-  grpc::ResourceQuota quota("spanpoold");
-  quota.Resize(kGrpcQuotaBytes);
-  quota.SetMaxThreads(static_cast<int>(config_.max_threads));
   grpc::ServerBuilder builder;
   builder.SetResourceQuota(quota);
   builder.SetMaxReceiveMessageSize(static_cast<int>(config_.max_message_bytes));
@@ -181,10 +184,14 @@ void Daemon::Stop() {
   }
   run_directory_.RemoveSockets();
   if (loop_ != nullptr) {
-    loop_->Post([this] {
+    absl::Notification stopped_listening;
+    loop_->Post([&] {
       if (attach_server_ != nullptr) attach_server_->StopListening();
       if (grpc_listener_ != nullptr) grpc_listener_->StopListening();
+      stopped_listening.Notify();
     });
+    // A server that is shutting down must not be given another connection.
+    stopped_listening.WaitForNotification();
   }
   for (const std::unique_ptr<Pool>& pool : pools_) pool->Stop();
   const auto deadline = absl::ToChronoTime(absl::Now() + config_.grace);

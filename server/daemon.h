@@ -14,6 +14,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "grpcpp/resource_quota.h"
 #include "grpcpp/server.h"
 #include "server/admin_service.h"
 #include "server/attach_server.h"
@@ -56,7 +57,8 @@ class Daemon {
   Daemon(DaemonConfig config, RunDirectory run_directory);
 
   absl::Status Serve();
-  absl::Status StartFront(Front* front, std::unique_ptr<v1::Admin::Service> admin_service);
+  absl::Status StartFront(Front* front, std::unique_ptr<v1::Admin::Service> admin_service,
+                          const grpc::ResourceQuota& quota);
   GrpcListener::Role RoleOf(const PeerIdentity& peer) const;
 
   const DaemonConfig config_;

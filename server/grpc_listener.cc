@@ -18,7 +18,7 @@ namespace {
 using layout::UniqueFd;
 
 constexpr absl::Duration kAcceptPause = absl::Milliseconds(100);
-constexpr int kAcceptsAtOnce = 16;
+constexpr int kAcceptsAtOnce = 64;
 
 }  // namespace
 
@@ -73,11 +73,14 @@ void GrpcListener::Take(UniqueFd fd) {
   const absl::StatusOr<PeerIdentity> peer = PeerIdentityOf(fd.get());
   if (!peer.ok()) return;
   const Role role = options_.role(*peer);
-  const size_t most = role == Role::kAdmin    ? options_.max_connections
-                      : role == Role::kMember ? options_.max_of_one_uid
-                                              : options_.max_of_one_stranger;
-  size_t& count = by_uid_[peer->uid];
-  if (connections_.size() >= options_.max_connections || count >= most) {
+  const auto counted = by_uid_.find(peer->uid);
+  const size_t count = counted == by_uid_.end() ? 0 : counted->second;
+  const size_t kept = options_.max_connections / 8;
+  const bool crowded = connections_.size() >= options_.max_connections - kept;
+  const bool allowed = role == Role::kAdmin    ? true
+                       : role == Role::kMember ? !crowded || count < kept
+                                               : !crowded && count < options_.max_of_one_stranger;
+  if (!allowed || connections_.size() >= options_.max_connections) {
     uint64_t suppressed = 0;
     if (refusal_log_.Allow(absl::Now(), &suppressed)) {
       Log().warn(
@@ -93,7 +96,7 @@ void GrpcListener::Take(UniqueFd fd) {
   auto watch = loop_->Watch(watched.get(), EPOLLRDHUP, [this, id](uint32_t) { Ended(id); });
   if (!watch.ok()) return;
   connections_[id] = {std::move(watched), *watch, peer->uid};
-  ++count;
+  ++by_uid_[peer->uid];
   grpc::AddInsecureChannelFromFd(role == Role::kAdmin ? admins_ : others_, fd.release());
 }
 

@@ -33,8 +33,8 @@ class GrpcListener {
   enum class Role { kStranger, kMember, kAdmin };
 
   struct Options {
+    // The last eighth is kept for users who have few, and for administrators.
     size_t max_connections = 0;
-    size_t max_of_one_uid = 0;        // but not for administrators
     size_t max_of_one_stranger = 16;  // a uid that no pool knows: it may ask for health
     std::function<Role(const PeerIdentity&)> role;
   };

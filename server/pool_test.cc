@@ -309,7 +309,7 @@ TEST(SessionTable, LooksSessionsUpByTokenAndKeepsToItsLimit) {
   for (int i = 0; i < 8; ++i) {
     sessions.push_back(*pool.Attach({}, AccessMode::kWrite, layout::UniqueFd()));
   }
-  EXPECT_TRUE(table.full());
+  EXPECT_EQ(table.RoomFor(0).code(), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(pool.Attach({}, AccessMode::kWrite, layout::UniqueFd()).status().code(),
             absl::StatusCode::kResourceExhausted);
   const SessionToken& token = sessions[3]->token();
@@ -321,6 +321,23 @@ TEST(SessionTable, LooksSessionsUpByTokenAndKeepsToItsLimit) {
   EXPECT_EQ(table.Find(std::string(17, 'x')), nullptr);
   EXPECT_TRUE(pool.Detach(*sessions[3]).ok());
   EXPECT_TRUE(pool.Attach({}, AccessMode::kWrite, layout::UniqueFd()).ok());
+}
+
+TEST(SessionTable, OneUserCannotShutTheOthersOut) {
+  SessionTable table(16, /*daemon_uid=*/500);
+  PoolConfig config;
+  config.limit_bytes = config.session_limit_bytes = kLimit;
+  Pool pool(config, nullptr, &table);
+  const auto attach = [&](uid_t uid) {
+    return pool.Attach({.pid = 1, .uid = uid, .gids = {}}, AccessMode::kWrite, layout::UniqueFd());
+  };
+  for (int i = 0; i < 14; ++i) ASSERT_TRUE(attach(1000).ok()) << i;
+  const auto refused = attach(1000);
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("uid 1000 has 14"));
+  EXPECT_TRUE(attach(1001).ok());
+  EXPECT_TRUE(attach(500).ok());
+  EXPECT_FALSE(attach(0).ok()) << "full is full";
 }
 
 // What the reaper makes of each state that a death can leave behind.

@@ -25,8 +25,8 @@ Reaper::~Reaper() {
 
 void Reaper::ProcessDied(std::shared_ptr<Session> session) {
   if (!session->pool().ProcessDied(*session)) return;
-  Log().info("pool {}: the process of {} is dead; taking back {} spans", session->pool().name(),
-             session->Describe(), session->loan_count());
+  Log().debug("pool {}: the process of {} is dead; taking back {} spans", session->pool().name(),
+              session->Describe(), session->loan_count());
   RankedMutexLock lock(&mu_);
   dead_.push_back(std::move(session));
 }

@@ -17,6 +17,10 @@
 namespace spanpool {
 namespace {
 
+// Connections that wait to be accepted. A full queue looks to a non-blocking connect like one that
+// was made, and gRPC then fails the call, so there is room for every client at once.
+constexpr int kBacklog = 4096;
+
 absl::Status ErrnoError(int error, absl::string_view what) {
   return absl::ErrnoToStatus(error, what);
 }
@@ -97,7 +101,7 @@ absl::StatusOr<layout::UniqueFd> RunDirectory::Listen(const std::string& name, i
     return ErrnoError(errno, absl::StrCat("cannot bind ", bound_path));
   }
   struct stat info;
-  if (chmod(bound_path.c_str(), 0666) != 0 || listen(fd.get(), 128) != 0 ||
+  if (chmod(bound_path.c_str(), 0666) != 0 || listen(fd.get(), kBacklog) != 0 ||
       stat(bound_path.c_str(), &info) != 0 || rename(bound_path.c_str(), path.c_str()) != 0) {
     const int error = errno;
     unlink(bound_path.c_str());

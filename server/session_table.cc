@@ -10,11 +10,8 @@ namespace spanpool {
 
 absl::Status SessionTable::Add(std::shared_ptr<Session> session) {
   RankedMutexLock lock(&mu_);
-  if (sessions_.size() >= max_sessions_) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("the daemon has its ", max_sessions_,
-                     " sessions; end some, or raise limits.sessions in its configuration"));
-  }
+  if (absl::Status status = RoomForLocked(session->peer().uid); !status.ok()) return status;
+  ++by_uid_[session->peer().uid];
   const SessionToken token = session->token();
   SPANPOOL_CHECK(sessions_.emplace(token, std::move(session)).second) << "token given twice";
   return absl::OkStatus();
@@ -27,6 +24,8 @@ void SessionTable::Remove(const Session& session) {
   if (it == sessions_.end()) return;
   removed = std::move(it->second);
   sessions_.erase(it);
+  const auto count = by_uid_.find(session.peer().uid);
+  if (--count->second == 0) by_uid_.erase(count);
 }
 
 std::shared_ptr<Session> SessionTable::Find(absl::string_view token) const {
@@ -48,9 +47,27 @@ std::vector<std::shared_ptr<Session>> SessionTable::Snapshot(const Pool* pool) c
   return sessions;
 }
 
-bool SessionTable::full() const {
+absl::Status SessionTable::RoomFor(uid_t uid) const {
   RankedReaderLock lock(&mu_);
-  return sessions_.size() >= max_sessions_;
+  return RoomForLocked(uid);
+}
+
+absl::Status SessionTable::RoomForLocked(uid_t uid) const {
+  if (sessions_.size() >= max_sessions_) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the daemon has its ", max_sessions_,
+                     " sessions; end some, or raise limits.sessions in its configuration"));
+  }
+  const uint32_t kept = max_sessions_ / 8;
+  if (uid == 0 || uid == daemon_uid_ || sessions_.size() < max_sessions_ - kept) {
+    return absl::OkStatus();
+  }
+  const auto count = by_uid_.find(uid);
+  if (count == by_uid_.end() || count->second < kept) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrCat("uid ", uid, " has ", count->second, " of the daemon's ", max_sessions_,
+                   " sessions, and the last ", kept,
+                   " are kept for other users; end some, or raise limits.sessions"));
 }
 
 }  // namespace spanpool

@@ -3,11 +3,17 @@
 // A session is in the table from its attach until it has ended, dead ones that are being reaped
 // included: they count, for their memory is still theirs.
 //
+// The last eighth of the sessions is kept for users who have few: a user other than root and the
+// daemon's own cannot shut the others out.
+//
 // Thread-safe. Lock rank: kSessionTable; never held while a session is looked into.
 
 #ifndef SPANPOOL_SERVER_SESSION_TABLE_H_
 #define SPANPOOL_SERVER_SESSION_TABLE_H_
 
+#include <sys/types.h>
+
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -23,12 +29,14 @@ namespace spanpool {
 
 class SessionTable {
  public:
-  explicit SessionTable(uint32_t max_sessions) : max_sessions_(max_sessions) {}
+  // Of the users, `daemon_uid` and root are not limited.
+  explicit SessionTable(uint32_t max_sessions, uid_t daemon_uid = 0)
+      : max_sessions_(max_sessions), daemon_uid_(daemon_uid) {}
 
   // A number for a new session, never given before.
   uint32_t NextId() { return next_id_.fetch_add(1, std::memory_order_relaxed); }
 
-  //   RESOURCE_EXHAUSTED  the limit on sessions is reached
+  //   RESOURCE_EXHAUSTED  the limit on sessions, or that of one user, is reached
   absl::Status Add(std::shared_ptr<Session> session) ABSL_LOCKS_EXCLUDED(mu_);
   void Remove(const Session& session) ABSL_LOCKS_EXCLUDED(mu_);
 
@@ -39,13 +47,18 @@ class SessionTable {
   std::vector<std::shared_ptr<Session>> Snapshot(const Pool* pool = nullptr) const
       ABSL_LOCKS_EXCLUDED(mu_);
 
-  bool full() const ABSL_LOCKS_EXCLUDED(mu_);
+  // What Add would say to one more session of `uid`.
+  absl::Status RoomFor(uid_t uid) const ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
+  absl::Status RoomForLocked(uid_t uid) const ABSL_SHARED_LOCKS_REQUIRED(mu_);
+
   const uint32_t max_sessions_;
+  const uid_t daemon_uid_;
   std::atomic<uint32_t> next_id_{1};
   mutable RankedMutex mu_{LockRank::kSessionTable};
   absl::flat_hash_map<SessionToken, std::shared_ptr<Session>> sessions_ ABSL_GUARDED_BY(mu_);
+  absl::flat_hash_map<uid_t, uint32_t> by_uid_ ABSL_GUARDED_BY(mu_);  // those that have any
 };
 
 }  // namespace spanpool

@@ -35,7 +35,7 @@ TEST_P(BlockAllocators, BlocksAreAlignedAndNeverOverlap) {
   };
   for (int i = 0; i < 20'000; ++i) {
     if (random() % 100 < (i / 2000 % 2 == 0 ? 60u : 40u)) {
-      const size_t bytes = random() % (size_t{1} << (random() % 17));
+      const size_t bytes = 1 + random() % (size_t{1} << (random() % 17));
       const size_t alignment = random() % 10 == 0 ? size_t{1} << (4 + random() % 12) : 16;
       auto* data = static_cast<unsigned char*>(allocator->Alloc(bytes, alignment));
       ASSERT_NE(data, nullptr);

@@ -14,10 +14,10 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -62,6 +62,13 @@ uint64_t AnonymousBytes() {
   const char* line = std::strstr(text, "\nAnonymous:");
   if (line == nullptr) Fail("/proc/self/smaps_rollup has no line Anonymous");
   return std::strtoull(line + std::strlen("\nAnonymous:"), nullptr, 10) * 1024;
+}
+
+// Time that this thread has run, in the kernel's page faults too.
+double ThreadNs() {
+  timespec now{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) * 1e9 + static_cast<double>(now.tv_nsec);
 }
 
 void Touch(void* block, size_t bytes) {
@@ -172,9 +179,8 @@ nlohmann::json Replay(const Trace& trace, const Outline& outline, std::string_vi
     return now > before ? now - before : 0;
   };
 
-  using Clock = std::chrono::steady_clock;
-  Clock::duration looking{};
-  const Clock::time_point start = Clock::now();
+  double looking_ns = 0;
+  const double start_ns = ThreadNs();
   uint64_t live = 0;
   uint64_t usable = 0;
   uint64_t event_index = 0;
@@ -200,9 +206,9 @@ nlohmann::json Replay(const Trace& trace, const Outline& outline, std::string_vi
     }
     const bool at_peak = event_index == outline.peak_event;
     if (at_peak || (event_index % step == 0 && sampled <= samples)) {
-      const Clock::time_point look = Clock::now();
+      const double look_ns = ThreadNs();
       const uint64_t now = footprint();
-      looking += Clock::now() - look;
+      looking_ns += ThreadNs() - look_ns;
       series[sampled++] = {event_index, live, now, allocator->holes()};
       if (at_peak) {
         footprint_at_peak = now;
@@ -210,7 +216,7 @@ nlohmann::json Replay(const Trace& trace, const Outline& outline, std::string_vi
       }
     }
   }
-  const std::chrono::duration<double, std::nano> spent = Clock::now() - start - looking;
+  const double spent_ns = ThreadNs() - start_ns - looking_ns;
   series[sampled++] = {event_index, live, footprint(), allocator->holes()};
 
   uint64_t peak_footprint = 0;
@@ -226,7 +232,7 @@ nlohmann::json Replay(const Trace& trace, const Outline& outline, std::string_vi
           {"peak_footprint", peak_footprint},
           {"footprint_at_peak_live", footprint_at_peak},
           {"usable_at_peak_live", usable_at_peak},
-          {"ns_per_event", spent.count() / static_cast<double>(std::max<uint64_t>(1, event_index))},
+          {"ns_per_event", spent_ns / static_cast<double>(std::max<uint64_t>(1, event_index))},
           {"series", points}};
 }
 

@@ -207,9 +207,13 @@ int Demo(const std::string& spanpoold, const std::string& spanpool,
     }
   } cleanup{run_dir};
 
+  const std::string log = std::string(run_dir) + "/daemon.log";
   Child daemon = Child::Fork([&] {
+    const int fd = open(log.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
+    if (fd >= 0) dup2(fd, STDERR_FILENO);
     return Exec({spanpoold, "--run_dir", run_dir, "--limit", kLimit});
   });
+  const auto show_log = [&] { std::cerr << std::ifstream(log).rdbuf(); };
   bool ready = false;
   while (!ready && daemon.ReadLines([&](const std::string& line) { ready |= line == "READY"; })) {
   }

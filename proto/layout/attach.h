@@ -1,11 +1,14 @@
 // The attach protocol: the messages on DIR/attach.sock, a unix SOCK_SEQPACKET socket.
 //
-//   client                                   daemon
-//     AttachRequest  ──────────────────────▶   checks version, SO_PEERCRED, access list
-//     ◀──────────────────────  AttachReply + 2 fds   (session segment read-write, control
-//     read-only) ArenaRequest(k) ─────────────────────▶ ◀──────────────────────  ArenaReply(k) + 2
-//     fds  (arena data, block table) DetachRequest ───────────────────────▶   spans were returned,
-//     slots are free: the session ends ◀──────────────────────  DetachReply
+// clang-format off
+//   client                                daemon
+//     AttachRequest  ───────────────────▶   checks version, SO_PEERCRED, access list
+//     ◀───────────  AttachReply + 2 fds     session segment read-write, control read-only
+//     ArenaRequest(k)  ─────────────────▶
+//     ◀──────────  ArenaReply(k) + 2 fds    arena data, block table
+//     DetachRequest  ───────────────────▶   spans were returned, slots are free: it ends
+//     ◀─────────────────────  DetachReply
+// clang-format on
 //
 // The connection is the session's lifeline: it stays open as long as the client uses the pool. Its
 // end detaches the session; memory is reused only when the client's process is dead.

@@ -3,9 +3,9 @@
 1. Folders: a file includes only headers of the folders that ARROWS gives its own folder.
 2. Public headers (client/spanpool/) include only public headers and client/ ones.
 3. Layers: inside a package a library or binary depends only on targets above it in its BUILD file, which
-   is therefore the reading order. Only the package's face, named like its folder, may stand first.
+   is therefore the reading order. Only the package's face, what others depend on, may stand first.
 4. Direct dependencies: a target lists every target of ours whose header it includes, and a library or
-   binary no other.
+   binary no other. Who lists a package's face may also include the headers of what the face lists.
 """
 
 import collections
@@ -94,10 +94,20 @@ def load_targets():
     return {target.label: target for target in map(Target, rules)}
 
 
+def faces(targets):
+    """The first target of each package."""
+    first = {}
+    for target in targets.values():
+        if target.package not in first or target.line < first[target.package].line:
+            first[target.package] = target
+    return {target.label for target in first.values()}
+
+
 def check_order(targets):
     for target in targets.values():
-        folder, name = target.package.split("/")[-1], target.label.split(":")[1]
-        if target.package.split("/")[0] not in ORDERED or target.kind == "cc_test" or name == folder:
+        if target.package.split("/")[0] not in ORDERED or target.kind == "cc_test":
+            continue
+        if target.label in faces(targets):
             continue
         for dep in target.deps:
             other = targets.get(dep)
@@ -120,6 +130,10 @@ def check_direct_deps(targets, files):
     for target in targets.values():
         for header in target.files("hdrs"):
             owners[include_name(header)].add(target.label)
+    for label in faces(targets):
+        for dep in targets[label].deps:
+            for header in targets[dep].files("hdrs") if dep in targets else []:
+                owners[include_name(header)].add(label)
     for target in targets.values():
         used = set()
         for path in target.files("srcs") + target.files("hdrs"):

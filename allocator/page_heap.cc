@@ -404,6 +404,15 @@ void PageHeap::CheckInvariants() const {
   SPANPOOL_CHECK_EQ(reserved, stats.reserved);
   SPANPOOL_CHECK_EQ(in_use, stats.in_use);
   SPANPOOL_CHECK_EQ(spans, stats.spans);
+
+  // Each record is free, or of the span that its pages map to.
+  uint64_t records = 0;
+  records_.ForEach([&](const Span* span) {
+    if (span->sweep_generation.load(std::memory_order_relaxed) == Span::kFree) return;
+    SPANPOOL_CHECK_EQ(map_.SpanOf(span->first_page), span);
+    ++records;
+  });
+  SPANPOOL_CHECK_EQ(records, spans);
 }
 
 }  // namespace spanpool

@@ -163,7 +163,7 @@ class PageHeap {
   ArenaSource* const source_;
 
   // Thread-safe by themselves.
-  SpanRecords records_;
+  mutable SpanRecords records_;
   ArenaMap map_;
 
   mutable std::array<Shard, kShards> shards_;

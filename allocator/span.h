@@ -101,7 +101,8 @@ class BlockStates {
   // Called for a span that is not on loan, so no block of it is private to a holder. Sets bit i of
   // `in_use` (zeroed by the caller) for each block that somebody refers to; a block whose last
   // reference was dropped is collected: made reusable under its next generation. Returns the
-  // number of bits set. Thread-safe for different spans. No lock of the heap is held.
+  // number of bits set. Thread-safe for different spans. No lock of the heap is held; but it must
+  // not call the heap, for a sweep does not end before it returns.
   virtual uint32_t Sweep(const Span& span, absl::Span<uint64_t> in_use) = 0;
 };
 

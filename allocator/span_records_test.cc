@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <set>
 #include <vector>
 
 #include "allocator/failing_metadata_source.h"
@@ -36,6 +37,17 @@ TEST(SpanRecords, AReusedRecordKeepsItsSweepGeneration) {
   Span* const again = records.New(100);
   EXPECT_EQ(again, span);
   EXPECT_EQ(again->sweep_generation.load(), 42u);
+}
+
+TEST(SpanRecords, EveryRecordThereEverWasIsVisitedOnce) {
+  SpanRecords records(MetadataSource::System());
+  std::multiset<const Span*> expected;
+  for (int i = 0; i < 1000; ++i) expected.insert(records.New(1));
+  for (const Span* span : expected) records.Delete(const_cast<Span*>(span));
+  records.New(1);
+  std::multiset<const Span*> seen;
+  records.ForEach([&](const Span* span) { seen.insert(span); });
+  EXPECT_EQ(seen, expected);
 }
 
 TEST(SpanRecords, ACacheGivesRecordsAsTheyAreWithoutIt) {

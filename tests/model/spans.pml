@@ -115,7 +115,7 @@ released:
     if
     :: opens > 0 && handle[0] > 0 -> opens--; if :: h = handle[0] - 1 :: handle[0] > 1 -> h = handle[0] - 2 fi; slot[me] = SLOT(ACQUIRING, 0)
 #ifdef COLLECT_WITHOUT_SPAN
-    :: word[0] & FREED -> word[0] = NEXT_GENERATION(word[0]); goto refused
+    :: word[0] & FREED -> word[0] = COLLECTED(word[0]); goto refused
 #endif
     :: opens = 0; done[me] = true; goto over
     fi);

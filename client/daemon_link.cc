@@ -200,7 +200,7 @@ class DaemonLink final : public SpanSource {
   }
 
   absl::Status Detach() override {
-    FlushReturns();
+    if (HasReturns()) Exchange({}, {}).status().IgnoreError();
     absl::MutexLock lock(&socket_mu_);
     if (!socket_.valid()) return NoDaemon(attach_path_, ENOTCONN);
     layout::DetachReply reply;
@@ -236,7 +236,9 @@ class DaemonLink final : public SpanSource {
         arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
         arguments.SetMaxReceiveMessageSize(-1);
         arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
-        arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
+        // How long one attempt may take, despite its name.
+        arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS,
+                         static_cast<int>(absl::ToInt64Milliseconds(kPatience)));
         arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
         arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
         channel_ = grpc::CreateCustomChannel("unix:" + grpc_path_,
@@ -264,15 +266,10 @@ class DaemonLink final : public SpanSource {
     return stream_;
   }
 
-  void FlushReturns() ABSL_LOCKS_EXCLUDED(mu_) {
-    for (;;) {
-      {
-        absl::MutexLock lock(&mu_);
-        absl::MutexLock orphans_lock(&orphans_mu_);
-        if (to_return_.empty() && orphans_.empty()) return;
-      }
-      if (!Exchange({}, {}).ok()) return;
-    }
+  bool HasReturns() ABSL_LOCKS_EXCLUDED(mu_) {
+    absl::MutexLock lock(&mu_);
+    absl::MutexLock orphans_lock(&orphans_mu_);
+    return !to_return_.empty() || !orphans_.empty();
   }
 
   static constexpr int kMaxReturns = 4096;  // per message, the protocol's

@@ -200,7 +200,7 @@ class DaemonLink final : public SpanSource {
   }
 
   absl::Status Detach() override {
-    FlushReturns();
+    if (HasReturns()) Exchange({}, {}).status().IgnoreError();
     absl::MutexLock lock(&socket_mu_);
     if (!socket_.valid()) return NoDaemon(attach_path_, ENOTCONN);
     layout::DetachReply reply;
@@ -266,15 +266,10 @@ class DaemonLink final : public SpanSource {
     return stream_;
   }
 
-  void FlushReturns() ABSL_LOCKS_EXCLUDED(mu_) {
-    for (;;) {
-      {
-        absl::MutexLock lock(&mu_);
-        absl::MutexLock orphans_lock(&orphans_mu_);
-        if (to_return_.empty() && orphans_.empty()) return;
-      }
-      if (!Exchange({}, {}).ok()) return;
-    }
+  bool HasReturns() ABSL_LOCKS_EXCLUDED(mu_) {
+    absl::MutexLock lock(&mu_);
+    absl::MutexLock orphans_lock(&orphans_mu_);
+    return !to_return_.empty() || !orphans_.empty();
   }
 
   static constexpr int kMaxReturns = 4096;  // per message, the protocol's

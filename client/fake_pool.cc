@@ -142,18 +142,29 @@ bool FakePool::Empty() {
   return stats.on_loan_bytes == 0 && stats.in_lists_bytes == 0;
 }
 
-SessionCore* FakePool::AttachAs(bool writable, bool background) {
+std::unique_ptr<SpanSource> FakePool::NewSource() { return std::make_unique<Source>(this); }
+
+PoolFacts FakePool::NewFacts() {
   PoolFacts facts;
   facts.limit_bytes = limit_bytes_;
   facts.address_bytes = uint64_t{Heap::MaxArenas(limit_bytes_)} * kArenaBytes;
   facts.incarnation = incarnation_;
   facts.slot_capacity = layout::kSlotCapacity;
-  facts.writable = writable;
-  facts.background = background;
   facts.session_segment = layout::UniqueFd(memfd_create("session", MFD_CLOEXEC));
   SPANPOOL_CHECK_EQ(ftruncate(facts.session_segment.get(), layout::kSessionSegmentBytes), 0);
-  absl::StatusOr<SessionCore*> core =
-      SessionCore::Create(std::move(facts), std::make_unique<Source>(this));
+  return facts;
+}
+
+bool FakePool::IsOnLoan(GrantSequence sequence) {
+  absl::MutexLock lock(&mu_);
+  return loans_.contains(sequence.value());
+}
+
+SessionCore* FakePool::AttachAs(bool writable, bool background) {
+  PoolFacts facts = NewFacts();
+  facts.writable = writable;
+  facts.background = background;
+  absl::StatusOr<SessionCore*> core = SessionCore::Create(std::move(facts), NewSource());
   SPANPOOL_CHECK(core.ok()) << core.status();
   return *core;
 }

@@ -36,6 +36,11 @@ class FakePool {
   SessionCore* AttachWithHousekeeper();
   SessionCore* AttachReadOnly();
 
+  // The parts that a session is made of, for a stand-in daemon to hand out.
+  std::unique_ptr<SpanSource> NewSource();
+  PoolFacts NewFacts();
+  bool IsOnLoan(GrantSequence sequence);
+
   // While down, every exchange and arena request fails with UNAVAILABLE.
   void SetDown(bool down) { down_.store(down); }
 

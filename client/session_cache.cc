@@ -473,14 +473,17 @@ void SessionCache::RetireHalfLocked(ClassCache& cache) {
 }
 
 absl::Status SessionCache::FlushReturns() {
-  for (;;) {
-    {
-      HotMutexLock lock(&mu_);
-      if (returns_.empty()) return absl::OkStatus();
-    }
+  size_t messages;
+  {
+    HotMutexLock lock(&mu_);
+    messages = (returns_.size() + kReturnsPerMessage - 1) / kReturnsPerMessage;
+  }
+  // Counted first: answers may bring more to return.
+  for (; messages > 0; --messages) {
     absl::StatusOr<ExchangeResult> result = ExchangeNow({});
     if (!result.ok()) return result.status();
   }
+  return absl::OkStatus();
 }
 
 bool SessionCache::ValidGrant(const SpanGrant& grant) const {

@@ -77,6 +77,21 @@ struct ThreadCaches::OwnedCache : ThreadCache {
   uint64_t room_bytes ABSL_GUARDED_BY(mu) = 0;        // sum of (limit - floor) × block bytes
   uint16_t refill[kStacks] ABSL_GUARDED_BY(mu) = {};  // blocks to take next time; 0 = a batch
 
+  // Moves up to a batch of blocks from a stack to `moved`. An emptied stack starts small again.
+  size_t PopSome(size_t index, void** moved) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
+    Stack& stack = stacks[index];
+    const size_t count = std::min(static_cast<size_t>(stack.top - stack.floor), kMaxMove);
+    std::copy(stack.top - count, stack.top, moved);
+    stack.top -= count;
+    if (stack.top == stack.floor) {
+      const CacheClass c = CacheClassOfStack(index);
+      room_bytes -= static_cast<uint64_t>(stack.limit - stack.floor) * BlockBytesOf(c);
+      stack.limit = stack.floor;
+      refill[index] = 0;
+    }
+    return count;
+  }
+
   void** room() { return reinterpret_cast<void**>(this + 1); }
   static constexpr size_t Bytes() {
     return sizeof(OwnedCache) + kRoom.first[kStacks] * sizeof(void*);
@@ -377,21 +392,6 @@ void ThreadCaches::CountOther(bool waited) {
   if (waited) other_refills_.fetch_add(1, std::memory_order_relaxed);
 }
 
-size_t ThreadCaches::PopSome(OwnedCache* cache, size_t index, void** moved) {
-  cache->mu.AssertHeld();
-  Stack& stack = cache->stacks[index];
-  const size_t count = std::min(static_cast<size_t>(stack.top - stack.floor), kMaxMove);
-  std::copy(stack.top - count, stack.top, moved);
-  stack.top -= count;
-  if (stack.top == stack.floor) {
-    const CacheClass c = CacheClassOfStack(index);
-    cache->room_bytes -= static_cast<uint64_t>(stack.limit - stack.floor) * BlockBytesOf(c);
-    stack.limit = stack.floor;
-    cache->refill[index] = 0;
-  }
-  return count;
-}
-
 void ThreadCaches::DrainOthers() {
   static const bool can_fence = RegisterFence();
   if (!can_fence) return;
@@ -420,7 +420,7 @@ void ThreadCaches::DrainOthers() {
         drained.emplace_back(CacheClassOfStack(index), std::vector<void*>());
         std::vector<void*>& blocks = drained.back().second;
         void* moved[kMaxMove];
-        while (const size_t count = PopSome(cache, index, moved)) {
+        while (const size_t count = cache->PopSome(index, moved)) {
           blocks.insert(blocks.end(), moved, moved + count);
         }
       }
@@ -439,7 +439,7 @@ void ThreadCaches::Drain(OwnedCache* cache, const void* call_site) {
       size_t count;
       {
         HotMutexLock lock(&cache->mu);
-        count = PopSome(cache, index, moved);
+        count = cache->PopSome(index, moved);
       }
       if (count == 0) break;
       cache_->Give(CacheClassOfStack(index), {moved, count}, call_site);

@@ -98,8 +98,6 @@ class ThreadCaches {
   static void Dispose(OwnedCache* cache);
   // Gives all that is in the calling thread's stacks to the session cache.
   void Drain(OwnedCache* cache, const void* call_site);
-  // Takes up to a batch from the stack, which the caller may touch, into `moved`.
-  static size_t PopSome(OwnedCache* cache, size_t index, void** moved);
   // The end of a thread's cache.
   static void Retire(OwnedCache* cache);
   // In a forked child, with the registry's mutex held: every session is the parent's.

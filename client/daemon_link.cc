@@ -236,7 +236,9 @@ class DaemonLink final : public SpanSource {
         arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
         arguments.SetMaxReceiveMessageSize(-1);
         arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
-        arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
+        // How long one attempt may take, despite its name.
+        arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS,
+                         static_cast<int>(absl::ToInt64Milliseconds(kPatience)));
         arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
         arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
         channel_ = grpc::CreateCustomChannel("unix:" + grpc_path_,

@@ -128,7 +128,7 @@ class ArenaMap {
 
   MetadataSource* const metadata_;
   std::array<std::atomic<Table*>, kTables> tables_{};
-  std::atomic<uint64_t> metadata_bytes_{sizeof(*this)};
+  std::atomic<uint64_t> metadata_bytes_{0};
 };
 
 }  // namespace spanpool

@@ -60,8 +60,7 @@ Span* CentralList::Take(ActiveSweep* sweep) {
 
 void CentralList::Return(Span* span) {
   uint64_t generation = Span::kOnLoan;
-  SPANPOOL_CHECK(span->state.load(std::memory_order_relaxed) == Span::State::kInUse &&
-                 span->sweep_generation.compare_exchange_strong(generation, Span::kReturning,
+  SPANPOOL_CHECK(span->sweep_generation.compare_exchange_strong(generation, Span::kReturning,
                                                                 std::memory_order_relaxed))
       << "returning a span that is not on loan; its generation is " << generation;
   SPANPOOL_CHECK_EQ(span->span_class, span_class_);
@@ -124,7 +123,7 @@ void CentralList::Report(const std::vector<FreedBlock>& due) {
 }
 
 std::vector<FreedBlock> CentralList::SweepBlocks(Span* span) {
-  const absl::Span<uint64_t> bits(span->bits, span->bitmap_words());
+  const absl::Span<uint64_t> bits(span->bits(), span->bitmap_words());
   std::fill(bits.begin(), bits.end(), 0);
   const uint32_t count = states_ == nullptr ? 0 : states_->Sweep(*span, bits);
   SPANPOOL_CHECK_LE(count, span->blocks);
@@ -134,7 +133,7 @@ std::vector<FreedBlock> CentralList::SweepBlocks(Span* span) {
   SPANPOOL_CHECK_EQ(set, count);
   if (span->blocks % 64 != 0) SPANPOOL_CHECK_EQ(bits.back() >> (span->blocks % 64), 0u);
 #endif
-  span->blocks_in_use = count;
+  span->blocks_in_use = static_cast<uint16_t>(count);
   return specials_ == nullptr ? std::vector<FreedBlock>() : specials_->TakeDue(span);
 }
 
@@ -178,6 +177,7 @@ void CentralList::CountOut(const Span& span) {
 
 void CentralList::CheckInvariants() const {
   RankedMutexLock lock(&mu_);
+  const uint64_t generation = generation_;
   PageCount pages;
   uint64_t spans = 0;
   uint64_t live = 0;
@@ -185,11 +185,10 @@ void CentralList::CheckInvariants() const {
     for (const size_t parity : {0, 1}) {
       const SpanSet& set = sets_[kind][parity];
       set.CheckInvariants();
-      const bool swept = parity == generation_ / 2 % 2;
+      const bool swept = parity == generation / 2 % 2;
       set.ForEach([&](const Span* span) {
-        SPANPOOL_CHECK(span->state.load(std::memory_order_relaxed) == Span::State::kInUse);
         SPANPOOL_CHECK_EQ(span->sweep_generation.load(std::memory_order_relaxed),
-                          swept ? generation_ : generation_ - 2);
+                          swept ? generation : generation - 2);
         SPANPOOL_CHECK_EQ(span->span_class, span_class_);
         SPANPOOL_CHECK_EQ(heap_->SpanOf(span->first_page), span);
         SPANPOOL_CHECK_GT(span->blocks_in_use, 0u);

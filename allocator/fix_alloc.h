@@ -45,10 +45,7 @@ class FixAlloc {
 
   // Destroys all records, in use or not.
   ~FixAlloc() {
-    for (Slot* chunk : chunks_) {
-      const size_t n = chunk == chunks_.back() ? carved_of_last_ : kSlotsPerChunk;
-      for (size_t i = 0; i < n; ++i) chunk[i].record.~T();
-    }
+    ForEach([](T* record) { record->~T(); });
   }
   FixAlloc(const FixAlloc&) = delete;
   FixAlloc& operator=(const FixAlloc&) = delete;
@@ -84,6 +81,15 @@ class FixAlloc {
     slot->next_free = free_;
     free_ = slot;
     --in_use_;
+  }
+
+  // Calls f(record) for every record carved, in use or not, in the order of carving.
+  template <typename F>
+  void ForEach(F f) {
+    for (Slot* chunk : chunks_) {
+      const size_t n = chunk == chunks_.back() ? carved_of_last_ : kSlotsPerChunk;
+      for (size_t i = 0; i < n; ++i) f(&chunk[i].record);
+    }
   }
 
   size_t in_use() const { return in_use_; }

@@ -13,6 +13,9 @@
 #include "absl/strings/str_cat.h"
 
 // Newer than the C library's headers.
+#ifndef MFD_HUGE_2MB
+#define MFD_HUGE_2MB (21U << 26)
+#endif
 #ifndef MFD_NOEXEC_SEAL
 #define MFD_NOEXEC_SEAL 0x0008U
 #endif
@@ -22,6 +25,12 @@ namespace {
 
 // An interrupted fallocate undoes all it did, so a long one might never end on a busy process.
 constexpr uint64_t kPopulateStepBytes = 2 << 20;
+
+constexpr uint64_t kHugePageBytes = 2 << 20;
+
+constexpr uint64_t RoundUp(uint64_t bytes, uint64_t unit) {
+  return (bytes + unit - 1) / unit * unit;
+}
 
 absl::Status ErrorOf(int error, const std::string& what) {
   const std::string text = absl::StrCat(what, ": ", strerror(error));
@@ -36,10 +45,11 @@ absl::Status ErrorOf(int error, const std::string& what) {
   }
 }
 
-absl::StatusOr<int> CreateSealed(const std::string& name, uint64_t bytes) {
-  int fd = memfd_create(name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL);
+absl::StatusOr<int> CreateSealed(const std::string& name, uint64_t bytes, unsigned page_flags) {
+  int fd =
+      memfd_create(name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL | page_flags);
   if (fd < 0 && errno == EINVAL) {  // before Linux 6.3
-    fd = memfd_create(name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    fd = memfd_create(name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING | page_flags);
   }
   if (fd < 0) return ErrorOf(errno, absl::StrCat("memfd_create ", name));
   if (ftruncate(fd, static_cast<off_t>(bytes)) != 0 || fchmod(fd, 0444) != 0 ||
@@ -86,8 +96,8 @@ std::string NameOf(const std::string& name, ArenaIndex arena, const char* kind) 
 
 }  // namespace
 
-MemfdArenaSource::MemfdArenaSource(std::string name, uint64_t table_bytes)
-    : name_(std::move(name)), table_bytes_(table_bytes) {}
+MemfdArenaSource::MemfdArenaSource(std::string name, uint64_t table_bytes, Kind kind)
+    : name_(std::move(name)), table_bytes_(table_bytes), kind_(kind) {}
 
 MemfdArenaSource::~MemfdArenaSource() {
   RankedMutexLock lock(&mu_);
@@ -105,12 +115,14 @@ absl::Status MemfdArenaSource::Create(ArenaIndex arena) {
     }
   }
   Files files;
-  absl::StatusOr<int> data = CreateSealed(NameOf(name_, arena, "data"), kArenaBytes);
+  absl::StatusOr<int> data =
+      CreateSealed(NameOf(name_, arena, "data"), kArenaBytes,
+                   kind_ == Kind::kHugePages ? MFD_HUGETLB | MFD_HUGE_2MB : 0);
   absl::Status status = data.status();
   if (status.ok()) {
     files.data = *data;
     if (table_bytes_ != 0) {
-      absl::StatusOr<int> table = CreateSealed(NameOf(name_, arena, "table"), table_bytes_);
+      absl::StatusOr<int> table = CreateSealed(NameOf(name_, arena, "table"), table_bytes_, 0);
       status = table.status();
       if (status.ok()) {
         files.table = *table;
@@ -132,6 +144,11 @@ absl::Status MemfdArenaSource::Populate(PageRange pages) {
   return ForEachArena(pages, [this](ArenaIndex arena, uint64_t offset, uint64_t bytes) {
     const int fd = data_fd(arena);
     if (fd < 0) return absl::NotFoundError(absl::StrCat("no arena ", arena.value()));
+    if (kind_ == Kind::kHugePages) {
+      const uint64_t end = RoundUp(offset + bytes, kHugePageBytes);
+      offset = offset / kHugePageBytes * kHugePageBytes;
+      bytes = end - offset;
+    }
     return Allocate(fd, offset, bytes, NameOf(name_, arena, "data"));
   });
 }
@@ -140,6 +157,13 @@ absl::Status MemfdArenaSource::Discard(PageRange pages) {
   return ForEachArena(pages, [this](ArenaIndex arena, uint64_t offset, uint64_t bytes) {
     const int fd = data_fd(arena);
     if (fd < 0) return absl::NotFoundError(absl::StrCat("no arena ", arena.value()));
+    if (kind_ == Kind::kHugePages &&
+        (offset % kHugePageBytes != 0 || bytes % kHugePageBytes != 0)) {
+      // The rest of a huge page may be in use. (The kernel would clear part of it and keep it.)
+      return absl::InvalidArgumentError(absl::StrCat(bytes, " bytes from ", offset, " of ",
+                                                     NameOf(name_, arena, "data"),
+                                                     " are not whole huge pages"));
+    }
     while (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
                      static_cast<off_t>(bytes)) != 0) {
       if (errno != EINTR) {

@@ -29,9 +29,16 @@ namespace spanpool {
 
 class MemfdArenaSource : public ArenaSource {
  public:
+  enum class Kind : uint8_t {
+    kPages,      // the system's pages
+    kHugePages,  // 2 MiB pages that the administrator has set aside (vm.nr_hugepages)
+  };
   // `name` shows in /proc/*/maps, as "name.3.data" and "name.3.table". Each arena gets a block
   // table of `table_bytes` bytes; 0 = none.
-  MemfdArenaSource(std::string name, uint64_t table_bytes);
+  // With huge pages memory comes and goes by 2 MiB: Populate backs those that a range touches, and
+  // Discard is refused (INVALID_ARGUMENT) unless its range is made of whole ones. Tables are never
+  // of huge pages.
+  MemfdArenaSource(std::string name, uint64_t table_bytes, Kind kind = Kind::kPages);
   // Closes the descriptors; memory that others still map lives on.
   ~MemfdArenaSource() override;
   MemfdArenaSource(const MemfdArenaSource&) = delete;
@@ -71,6 +78,7 @@ class MemfdArenaSource : public ArenaSource {
   // Constant.
   const std::string name_;
   const uint64_t table_bytes_;
+  const Kind kind_;
 
   mutable RankedMutex mu_{LockRank::kArenaSource};
   // An entry without descriptors stands for an arena that is being created.

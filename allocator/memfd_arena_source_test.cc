@@ -120,6 +120,24 @@ TEST(MemfdArenaSource, AReadOnlyDescriptorCannotWriteOrBeMappedForWriting) {
   close(*fd);
 }
 
+// Needs two huge pages of 2 MiB; reserves none.
+TEST(MemfdArenaSource, HugePagesComeAndGoWhole) {
+  MemfdArenaSource source("test", kTableBytes, MemfdArenaSource::Kind::kHugePages);
+  absl::Status status = source.Create(kFirst);
+  if (status.ok()) status = source.Populate({PageId(255), PageCount(2)});
+  if (absl::IsResourceExhausted(status) || absl::IsInternal(status)) {
+    GTEST_SKIP() << "no huge pages: " << status;
+  }
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_EQ(AllocatedBytes(source.data_fd(kFirst)), uint64_t{4} << 20);
+  EXPECT_EQ(source.Discard({PageId(0), PageCount(511)}).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(AllocatedBytes(source.data_fd(kFirst)), uint64_t{4} << 20);
+  EXPECT_TRUE(source.Discard({PageId(0), PageCount(256)}).ok());
+  EXPECT_EQ(AllocatedBytes(source.data_fd(kFirst)), uint64_t{2} << 20);
+  EXPECT_TRUE(source.Discard({PageId(256), PageCount(256)}).ok());
+  EXPECT_EQ(AllocatedBytes(source.data_fd(kFirst)), 0u);
+}
+
 TEST(MemfdArenaSource, WithoutDescriptorsCreateSaysSoAndLeavesNothing) {
   MemfdArenaSource source("test", kTableBytes);
   rlimit before;

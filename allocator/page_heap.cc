@@ -76,9 +76,8 @@ absl::StatusOr<Span*> PageHeap::Allocate(SpanClass span_class, PageCount pages,
   span->loan_session = 0;
   span->loan_sequence = 0;
   span->blocks_in_use = 0;
-  span->sweep_generation.store(Span::kOnLoan, std::memory_order_relaxed);
   // Whoever finds the span by a page acquires what Enter releases.
-  span->state.store(Span::State::kInUse, std::memory_order_relaxed);
+  span->sweep_generation.store(Span::kOnLoan, std::memory_order_relaxed);
   map_.Enter(span);
   shard.spans.fetch_add(1, std::memory_order_relaxed);
   shard.taken.fetch_add(pages.value(), std::memory_order_relaxed);
@@ -216,11 +215,11 @@ absl::Status PageHeap::GrowLocked() {
 }
 
 void PageHeap::Free(Span* span) {
-  SPANPOOL_CHECK(span->state.load(std::memory_order_relaxed) == Span::State::kInUse);
+  SPANPOOL_CHECK_NE(span->sweep_generation.load(std::memory_order_relaxed), Span::kFree);
   SPANPOOL_CHECK(span->set == nullptr);
   SPANPOOL_DCHECK(!map_.HasSpecials(*span));
   map_.Leave(span);
-  span->state.store(Span::State::kFree, std::memory_order_relaxed);
+  span->sweep_generation.store(Span::kFree, std::memory_order_relaxed);
   const PageRange range = span->range();
   Shard& shard = MyShard();
   shard.spans.fetch_sub(1, std::memory_order_relaxed);
@@ -389,7 +388,7 @@ void PageHeap::CheckInvariants() const {
       SPANPOOL_CHECK(first || !arena->listed.Test(i)) << "page " << page;
       SPANPOOL_CHECK(first || !arena->specials.Test(i)) << "page " << page;
       if (span == nullptr) continue;
-      SPANPOOL_CHECK(span->state.load(std::memory_order_relaxed) == Span::State::kInUse);
+      SPANPOOL_CHECK_NE(span->sweep_generation.load(std::memory_order_relaxed), Span::kFree);
       SPANPOOL_CHECK(span->first_page <= page && page < span->range().end()) << "page " << page;
       SPANPOOL_CHECK(!pages_.IsFree(page)) << "page " << page;
       SPANPOOL_CHECK_LT(i, arena->zeroed_pages.load(std::memory_order_relaxed));
@@ -405,6 +404,15 @@ void PageHeap::CheckInvariants() const {
   SPANPOOL_CHECK_EQ(reserved, stats.reserved);
   SPANPOOL_CHECK_EQ(in_use, stats.in_use);
   SPANPOOL_CHECK_EQ(spans, stats.spans);
+
+  // Each record is free, or of the span that its pages map to.
+  uint64_t records = 0;
+  records_.ForEach([&](const Span* span) {
+    if (span->sweep_generation.load(std::memory_order_relaxed) == Span::kFree) return;
+    SPANPOOL_CHECK_EQ(map_.SpanOf(span->first_page), span);
+    ++records;
+  });
+  SPANPOOL_CHECK_EQ(records, spans);
 }
 
 }  // namespace spanpool

@@ -39,6 +39,7 @@
 #include "allocator/metadata_source.h"
 #include "allocator/page_alloc.h"
 #include "allocator/page_cache.h"
+#include "allocator/size_classes.h"
 #include "allocator/span.h"
 #include "allocator/span_records.h"
 #include "allocator/units.h"
@@ -162,7 +163,7 @@ class PageHeap {
   ArenaSource* const source_;
 
   // Thread-safe by themselves.
-  SpanRecords records_;
+  mutable SpanRecords records_;
   ArenaMap map_;
 
   mutable std::array<Shard, kShards> shards_;

@@ -4,6 +4,7 @@
 #include <bit>
 
 #include "allocator/check.h"
+#include "allocator/span.h"
 
 namespace spanpool {
 

@@ -3,6 +3,7 @@
 #include <bit>
 
 #include "allocator/check.h"
+#include "allocator/size_classes.h"
 
 namespace spanpool {
 

@@ -4,10 +4,11 @@
 // when the span it once described is gone. So a sweeper may look at a record that it found a moment
 // ago, and lose the race for it by a compare-and-swap.
 //
-// Where a span in use is, is said by its sweep generation g. With h the heap's, which is even and
+// Where a span is, is said by its sweep generation g. With h the heap's, which is even and
 // grows by 2 whenever a sweep begins:
 //
 //   g           the span is                           who may touch it
+//   kFree       not there; the record may be reused   the heap
 //   kOnLoan     granted                               its holder
 //   kReturning  being taken back                      who swapped g to that
 //   kManual     cut into runs by hand (run_pool.h)    its run pool
@@ -41,7 +42,12 @@ struct Span {
   PageId first_page;
   PageCount pages;
   SpanClass span_class;
-  bool needs_zero = false;   // false: all its memory is known to be zero
+  bool needs_zero = false;  // false: all its memory is known to be zero
+
+  // Bits set in in_use(). Written by whoever the table above says may touch the span.
+  uint16_t blocks_in_use = 0;
+
+  // Constant while the span is in use.
   uint32_t blocks = 0;       // 1 for a large span
   uint64_t block_bytes = 0;  // pages × 8 KiB for a large span
 
@@ -55,22 +61,26 @@ struct Span {
 
   // Bit i: block i is referred to by somebody, as of the last sweep. Written by the heap only while
   // the span is not on loan; constant, and readable by the holder, while it is.
-  absl::Span<const uint64_t> in_use() const { return {bits, bitmap_words()}; }
+  absl::Span<const uint64_t> in_use() const { return {bits(), bitmap_words()}; }
 
   // The rest is the heap's own.
-  enum class State : uint8_t { kFree, kInUse };
+  static constexpr uint64_t kFree = 0;
   static constexpr uint64_t kOnLoan = 1;
   static constexpr uint64_t kReturning = 3;
   static constexpr uint64_t kManual = 5;
   static constexpr uint64_t kFirstGeneration = 8;  // of the heap; h - 2 and h - 1 differ from these
 
-  std::atomic<State> state{State::kFree};
-  std::atomic<uint64_t> sweep_generation{0};
+  std::atomic<uint64_t> sweep_generation{kFree};
 
-  // Written by whoever the table above says may touch the span.
-  uint32_t blocks_in_use = 0;  // bits set in in_use()
-  uint64_t* bits = &own_bits;  // more than 64 blocks: a bitmap from the heap's records
-  uint64_t own_bits = 0;
+  // The words behind in_use(): the span's own, or a bitmap of the heap's records. Written by
+  // whoever may touch the span.
+  bool has_own_bits() const { return blocks <= 64; }
+  uint64_t* bits() { return has_own_bits() ? &own_bits : bitmap; }
+  const uint64_t* bits() const { return has_own_bits() ? &own_bits : bitmap; }
+  union {
+    uint64_t own_bits = 0;
+    uint64_t* bitmap;
+  };
 
   // Guarded by the lock of the specials.
   SpecialRecord* specials = nullptr;
@@ -80,6 +90,8 @@ struct Span {
   Span* next = nullptr;
   Span* previous = nullptr;
 };
+// With a bitmap and its links this is what most of the heap's metadata is made of.
+static_assert(sizeof(Span) == 96);
 
 // What is known of a span's blocks outside the heap. The daemon implements it over the block table.
 class BlockStates {
@@ -89,7 +101,8 @@ class BlockStates {
   // Called for a span that is not on loan, so no block of it is private to a holder. Sets bit i of
   // `in_use` (zeroed by the caller) for each block that somebody refers to; a block whose last
   // reference was dropped is collected: made reusable under its next generation. Returns the
-  // number of bits set. Thread-safe for different spans. No lock of the heap is held.
+  // number of bits set. Thread-safe for different spans. No lock of the heap is held; but it must
+  // not call the heap, for a sweep does not end before it returns.
   virtual uint32_t Sweep(const Span& span, absl::Span<uint64_t> in_use) = 0;
 };
 

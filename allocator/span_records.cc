@@ -14,7 +14,7 @@ size_t KindOf(uint32_t blocks) { return blocks <= 64 ? 0 : blocks <= 512 ? 1 : 2
 Span* Prepare(Span* span, uint32_t blocks) {
   span->blocks = blocks;
   span->next = nullptr;
-  std::fill_n(span->bits, span->bitmap_words(), 0);
+  std::fill_n(span->bits(), span->bitmap_words(), 0);
   return span;
 }
 
@@ -23,15 +23,15 @@ Span* Prepare(Span* span, uint32_t blocks) {
 Span* SpanRecords::NewLocked(size_t kind) {
   Span* const span = spans_.Alloc();
   if (span == nullptr) return nullptr;
-  span->bits = &span->own_bits;
+  if (kind == 0) return span;
   if (kind == 1) {
     Bitmap<8>* const bitmap = small_bitmaps_.Alloc();
-    span->bits = bitmap == nullptr ? nullptr : bitmap->words.data();
-  } else if (kind == 2) {
+    span->bitmap = bitmap == nullptr ? nullptr : bitmap->words.data();
+  } else {
     Bitmap<16>* const bitmap = large_bitmaps_.Alloc();
-    span->bits = bitmap == nullptr ? nullptr : bitmap->words.data();
+    span->bitmap = bitmap == nullptr ? nullptr : bitmap->words.data();
   }
-  if (span->bits != nullptr) return span;
+  if (span->bitmap != nullptr) return span;
   spans_.Free(span);
   return nullptr;
 }
@@ -39,11 +39,10 @@ Span* SpanRecords::NewLocked(size_t kind) {
 void SpanRecords::DeleteLocked(Span* span, size_t kind) {
   // A bitmap's words are its only member.
   if (kind == 1) {
-    small_bitmaps_.Free(reinterpret_cast<Bitmap<8>*>(span->bits));
+    small_bitmaps_.Free(reinterpret_cast<Bitmap<8>*>(span->bitmap));
   } else if (kind == 2) {
-    large_bitmaps_.Free(reinterpret_cast<Bitmap<16>*>(span->bits));
+    large_bitmaps_.Free(reinterpret_cast<Bitmap<16>*>(span->bitmap));
   }
-  span->bits = &span->own_bits;
   span->next = nullptr;
   spans_.Free(span);
 }

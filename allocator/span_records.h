@@ -55,6 +55,13 @@ class SpanRecords {
   void Delete(Span* span, Cache* cache) ABSL_LOCKS_EXCLUDED(mu_);
   void Flush(Cache* cache) ABSL_LOCKS_EXCLUDED(mu_);
 
+  // Calls f(span) for every record there ever was, in use or not (Go's allspans). Under the lock.
+  template <typename F>
+  void ForEach(F f) ABSL_LOCKS_EXCLUDED(mu_) {
+    RankedMutexLock lock(&mu_);
+    spans_.ForEach(f);
+  }
+
   // Records there ever were, in use or not; in caches or with users.
   size_t carved() const;
   size_t in_use() const;

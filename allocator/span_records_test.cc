@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <set>
 #include <vector>
 
 #include "allocator/failing_metadata_source.h"
@@ -18,7 +19,7 @@ TEST(SpanRecords, ARecordHasAZeroedBitmapForItsBlocks) {
       ASSERT_NE(span, nullptr);
       EXPECT_EQ(span->blocks, blocks);
       ASSERT_EQ(span->in_use().size(), (blocks + 63) / 64);
-      for (uint64_t& word : absl::Span<uint64_t>(span->bits, span->bitmap_words())) {
+      for (uint64_t& word : absl::Span<uint64_t>(span->bits(), span->bitmap_words())) {
         EXPECT_EQ(word, 0u);
         word = UINT64_MAX;
       }
@@ -38,6 +39,17 @@ TEST(SpanRecords, AReusedRecordKeepsItsSweepGeneration) {
   EXPECT_EQ(again->sweep_generation.load(), 42u);
 }
 
+TEST(SpanRecords, EveryRecordThereEverWasIsVisitedOnce) {
+  SpanRecords records(MetadataSource::System());
+  std::multiset<const Span*> expected;
+  for (int i = 0; i < 1000; ++i) expected.insert(records.New(1));
+  for (const Span* span : expected) records.Delete(const_cast<Span*>(span));
+  records.New(1);
+  std::multiset<const Span*> seen;
+  records.ForEach([&](const Span* span) { seen.insert(span); });
+  EXPECT_EQ(seen, expected);
+}
+
 TEST(SpanRecords, ACacheGivesRecordsAsTheyAreWithoutIt) {
   SpanRecords records(MetadataSource::System());
   SpanRecords::Cache cache;
@@ -48,7 +60,7 @@ TEST(SpanRecords, ACacheGivesRecordsAsTheyAreWithoutIt) {
         Span* const span = records.New(blocks, &cache);
         ASSERT_NE(span, nullptr);
         ASSERT_EQ(span->in_use().size(), (blocks + 63) / 64);
-        for (uint64_t& word : absl::Span<uint64_t>(span->bits, span->bitmap_words())) {
+        for (uint64_t& word : absl::Span<uint64_t>(span->bits(), span->bitmap_words())) {
           ASSERT_EQ(word, 0u);
           word = UINT64_MAX;
         }

@@ -50,7 +50,7 @@ std::vector<FreedBlock> Specials::TakeDue(Span* span) {
   RankedMutexLock lock(&mu_);
   SpecialRecord** link = &span->specials;
   while (SpecialRecord* const record = *link) {
-    if ((span->bits[record->block / 64] >> (record->block % 64) & 1) != 0) {
+    if ((span->bits()[record->block / 64] >> (record->block % 64) & 1) != 0) {
       link = &record->next;
       continue;
     }

@@ -60,7 +60,8 @@ struct SpecialRecord {
 class FreedBlockListener {
  public:
   virtual ~FreedBlockListener() = default;
-  // Thread-safe: any thread that sweeps calls it. No lock of the heap is held.
+  // Thread-safe: any thread that sweeps calls it. No lock of the heap is held; but it must not call
+  // the heap, for a sweep does not end before it returns.
   virtual void OnFreed(absl::Span<const FreedBlock> blocks) = 0;
 };
 

@@ -26,7 +26,7 @@ class SpecialsTest : public testing::Test {
     span_.first_page = PageId(7);
     span_.pages = PageCount(1);
     span_.blocks = 100;
-    span_.bits = bits_;
+    span_.bitmap = bits_;
     map_.Enter(&span_);
   }
   void FreeBlock(uint32_t block) { bits_[block / 64] &= ~(uint64_t{1} << (block % 64)); }

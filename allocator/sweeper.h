@@ -20,6 +20,7 @@
 #include "allocator/central_list.h"
 #include "allocator/page_heap.h"
 #include "allocator/page_reclaimer.h"
+#include "allocator/span.h"
 #include "allocator/sweep_pacer.h"
 #include "allocator/units.h"
 

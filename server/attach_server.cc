@@ -15,7 +15,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
+#include "allocator/units.h"
 #include "proto/layout/session_segment.h"
+#include "server/access.h"
+#include "server/session.h"
 
 namespace spanpool {
 namespace {

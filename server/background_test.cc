@@ -66,6 +66,18 @@ TEST(Housekeeper, ABlockDroppedByItsLastReaderIsFoundWithoutAnybodyAsking) {
   }
 }
 
+TEST(Housekeeper, MemoryOfAPeakGoesBackToTheSystem) {
+  SessionTable sessions(4);
+  Pool pool(Config(0), nullptr, &sessions);
+  Housekeeper housekeeper({&pool});
+  const auto session = Attach(pool);
+  const auto result = pool.Exchange(*session, {.returns = {}, .wants = {{1, 1, 2048, 0}}});
+  ASSERT_TRUE(result.ok());
+  ASSERT_TRUE(pool.Exchange(*session, {.returns = {result->grants[0].sequence}, .wants = {}}).ok());
+  // A tenth of the peak of 16 MiB is kept.
+  WaitUntil([&] { return pool.heap().stats().free_bytes <= uint64_t{4} << 20; });
+}
+
 TEST(Reaper, EveryDeadSessionIsTakenBackHoweverMuchItHeld) {
   SessionTable sessions(100);
   Pool pool(Config(0), nullptr, &sessions);

@@ -13,6 +13,7 @@
 
 #include "absl/types/span.h"
 #include "allocator/span.h"
+#include "allocator/units.h"
 #include "server/pool_arenas.h"
 
 namespace spanpool {

@@ -9,12 +9,15 @@
 
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "allocator/heap.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/resource_quota.h"
 #include "grpcpp/server_builder.h"
 #include "proto/layout/run_dir.h"
+#include "server/access.h"
 #include "server/log.h"
+#include "server/session.h"
 
 namespace spanpool {
 namespace {

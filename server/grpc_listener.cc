@@ -59,7 +59,7 @@ void GrpcListener::Accept() {
     if (errno == EAGAIN) return;
     // Out of descriptors or memory: turn one client away, and do not come straight back.
     spare_.reset();
-    UniqueFd(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
+    { const UniqueFd turned_away(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC)); }
     spare_ = UniqueFd(open("/dev/null", O_RDONLY | O_CLOEXEC));
     loop_->Change(listener_watch_, 0);
     loop_->PostAfter(kAcceptPause, [this] {

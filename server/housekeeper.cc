@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/time/clock.h"
+#include "allocator/heap.h"
 
 namespace spanpool {
 
@@ -45,12 +46,12 @@ bool Housekeeper::HasNews() const {
 
 void Housekeeper::Run() {
   for (;;) {
-    std::vector<Pool*> replenish, sweep;
+    std::vector<Pool*> replenish, sweep, scavenge;
     {
       RankedMutexLock lock(&mu_);
       absl::Time next = absl::InfiniteFuture();
       for (const Chore& chore : chores_) {
-        next = std::min({next, chore.replenish_at, chore.sweep_at});
+        next = std::min({next, chore.replenish_at, chore.sweep_at, chore.scavenge_at});
       }
       mu_.AwaitWithDeadline(absl::Condition(this, &Housekeeper::HasNews), next);
       if (stopping_) return;
@@ -69,6 +70,7 @@ void Housekeeper::Run() {
           chore.listed = false;
           sweep.push_back(chore.pool);
         }
+        if (chore.scavenge_at <= now) scavenge.push_back(chore.pool);
       }
     }
     for (Pool* pool : replenish) {
@@ -98,6 +100,13 @@ void Housekeeper::Run() {
         chore.sweep_at = after.spans_in_lists == 0 && !chore.listed
                              ? absl::InfiniteFuture()
                              : absl::Now() + chore.sweep_interval;
+      }
+    }
+    for (Pool* pool : scavenge) {
+      const absl::Duration sleep = pool->Scavenge();
+      RankedMutexLock lock(&mu_);
+      for (Chore& chore : chores_) {
+        if (chore.pool == pool) chore.scavenge_at = absl::Now() + sleep;
       }
     }
   }

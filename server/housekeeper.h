@@ -1,8 +1,10 @@
 // The thread that does the heaps' slow work before somebody has to wait for it: backing free pages
-// with memory ahead of demand, and sweeping listed spans for blocks that lost their last reference.
+// with memory ahead of demand, sweeping listed spans for blocks that lost their last reference, and
+// giving back to the system what is not likely to be needed again.
 //
 // Sweeping goes on at intervals only while a pool has listed spans: often while it finds something,
-// ever more seldom while it does not. A pool at rest costs nothing.
+// ever more seldom while it does not. How often memory is given back is the heap's to say
+// (Heap::Scavenge): about once a second while there is nothing to give.
 
 #ifndef SPANPOOL_SERVER_HOUSEKEEPER_H_
 #define SPANPOOL_SERVER_HOUSEKEEPER_H_
@@ -42,6 +44,7 @@ class Housekeeper {
     // The thread's own.
     absl::Time replenish_at = absl::InfiniteFuture();
     absl::Time sweep_at = absl::InfiniteFuture();
+    absl::Time scavenge_at = absl::InfinitePast();
     absl::Duration sweep_interval = kMinSweepInterval;
   };
 

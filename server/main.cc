@@ -79,7 +79,10 @@ int Main(int argc, char** argv) {
   sigemptyset(&stop_signals);
   sigaddset(&stop_signals, SIGTERM);
   sigaddset(&stop_signals, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &stop_signals, nullptr);
+  sigset_t signals = stop_signals;
+  sigaddset(&signals, SIGHUP);
+  sigaddset(&signals, SIGUSR2);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
 
   absl::StatusOr<std::unique_ptr<Daemon>> daemon = Daemon::Start(std::move(config));
   if (!daemon.ok()) return Fail(kFailed, std::string(daemon.status().message()));
@@ -87,7 +90,13 @@ int Main(int argc, char** argv) {
   std::fflush(stdout);
 
   int signal_number = 0;
-  sigwait(&stop_signals, &signal_number);
+  for (;;) {
+    sigwait(&signals, &signal_number);
+    if (sigismember(&stop_signals, signal_number) == 1) break;
+    // Operators send these to daemons out of habit; that must not cost the pool its memory.
+    Log().info("{}: ignored, nothing can be reloaded or replaced while the daemon runs",
+               signal_number == SIGHUP ? "SIGHUP" : "SIGUSR2");
+  }
   Log().info("{}: draining", signal_number == SIGTERM ? "SIGTERM" : "SIGINT");
   // A second one ends it at once.
   pthread_sigmask(SIG_UNBLOCK, &stop_signals, nullptr);

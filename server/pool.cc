@@ -10,10 +10,12 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "allocator/check.h"
+#include "allocator/size_classes.h"
 #include "proto/layout/block_table.h"
 #include "proto/layout/block_word.h"
 #include "proto/layout/session_segment.h"
 #include "proto/layout/slot.h"
+#include "server/session_memory.h"
 
 namespace spanpool {
 namespace {

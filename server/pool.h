@@ -37,6 +37,7 @@
 #include "absl/time/time.h"
 #include "allocator/heap.h"
 #include "allocator/lock_rank.h"
+#include "allocator/span.h"
 #include "allocator/units.h"
 #include "proto/layout/attach.h"
 #include "proto/layout/packet.h"
@@ -153,6 +154,9 @@ class Pool {
   absl::Status Replenish() { return heap_.Replenish(); }
   // Frees blocks in listed spans that lost their last reference. Returns the pages freed.
   PageCount Sweep();
+  // Gives some free memory back to the system if there is too much. Returns how long to sleep
+  // before the next call. For one thread.
+  absl::Duration Scavenge() { return heap_.Scavenge(); }
   bool HasListedSpans() const { return heap_.stats().spans_in_lists != 0; }
   // Replenish fails from now on.
   void Stop() { arenas_.Stop(); }

@@ -9,6 +9,7 @@
 #include "grpcpp/server_context.h"
 #include "grpcpp/support/async_stream.h"
 #include "server/pool.h"
+#include "server/session.h"
 
 namespace spanpool {
 namespace {

@@ -15,6 +15,7 @@
 #include <sstream>
 
 #include "allocator/check.h"
+#include "allocator/units.h"
 #include "grpcpp/create_channel.h"
 #include "grpcpp/security/credentials.h"
 #include "proto/layout/run_dir.h"

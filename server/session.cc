@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "allocator/check.h"
+#include "allocator/units.h"
 
 namespace spanpool {
 

@@ -8,12 +8,12 @@
 
 namespace spanpool {
 
-absl::Status SessionTable::Add(std::shared_ptr<Session> session) {
+absl::Status SessionTable::Add(const std::shared_ptr<Session>& session) {
   RankedMutexLock lock(&mu_);
   if (absl::Status status = RoomForLocked(session->peer().uid); !status.ok()) return status;
   ++by_uid_[session->peer().uid];
   const SessionToken token = session->token();
-  SPANPOOL_CHECK(sessions_.emplace(token, std::move(session)).second) << "token given twice";
+  SPANPOOL_CHECK(sessions_.emplace(token, session).second) << "token given twice";
   return absl::OkStatus();
 }
 

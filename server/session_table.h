@@ -37,7 +37,7 @@ class SessionTable {
   uint32_t NextId() { return next_id_.fetch_add(1, std::memory_order_relaxed); }
 
   //   RESOURCE_EXHAUSTED  the limit on sessions, or that of one user, is reached
-  absl::Status Add(std::shared_ptr<Session> session) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status Add(const std::shared_ptr<Session>& session) ABSL_LOCKS_EXCLUDED(mu_);
   void Remove(const Session& session) ABSL_LOCKS_EXCLUDED(mu_);
 
   // The session of that token, or null. Any bytes are allowed.

@@ -119,6 +119,16 @@ TEST_F(DeathTest, AForkedChildIsToldToAttachAndTheParentGoesOn) {
   client.Must("allocate c 1000");
 }
 
+TEST_F(DeathTest, AForkedChildDoesNotHaveThePoolInItsMemory) {
+  // A sanitizer's handler would turn the fault into an exit code.
+  Actor client(Process::Options{.uid = 0, .environment = {{"ASAN_OPTIONS", "handle_segv=0"}}});
+  client.Must("attach " + daemon_.run_dir());
+  client.Must("allocate small 1000");
+  client.Must("allocate large 1000000");
+  EXPECT_EQ(client.Must("fork_read small"), absl::StrCat(-SIGSEGV));
+  EXPECT_EQ(client.Must("fork_read large"), absl::StrCat(-SIGSEGV));
+}
+
 TEST_F(DeathTest, ManyDeathsInARowLeaveNothingBehind) {
   for (int round = 0; round < 20; ++round) {
     Actor client;

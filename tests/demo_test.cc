@@ -1,12 +1,15 @@
 // The demo as a user runs it, on files of every awkward size.
 
 #include <gtest/gtest.h>
+#include <signal.h>
 
 #include <filesystem>
 #include <fstream>
 #include <optional>
 #include <random>
+#include <set>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "tests/support/process.h"
@@ -46,6 +49,29 @@ TEST(Demo, FilesOfEveryAwkwardSizeArriveWhole) {
   EXPECT_EQ(result.code, 0) << result.output << result.error;
   EXPECT_NE(result.output.find("hashes equal: 7, different: 0"), std::string::npos)
       << result.output;
+  std::filesystem::remove_all(dir);
+}
+
+TEST(Demo, AnInterruptEndsItsProcessesAndLeavesNothing) {
+  const auto leftovers = [] {
+    std::set<std::string> found;
+    for (const auto& entry : std::filesystem::directory_iterator("/tmp")) {
+      const std::string name = entry.path().filename();
+      if (name.starts_with("spanpool-demo-")) found.insert(name);
+    }
+    return found;
+  };
+  const std::string dir = TemporaryDirectory();
+  const std::string file = dir + "/sparse";
+  std::ofstream(file).close();
+  std::filesystem::resize_file(file, uint64_t{64} << 30);  // more than is read in any patience
+  const std::set<std::string> before = leftovers();
+  Process demo({Runfile("examples/files/files_demo"), "--spanpoold", Runfile("server/spanpoold"),
+                "--spanpool", Runfile("cli/spanpool"), file});
+  while (leftovers() == before) std::this_thread::yield();
+  demo.Signal(SIGTERM);
+  EXPECT_EQ(demo.Wait(), 130);
+  EXPECT_EQ(leftovers(), before);
   std::filesystem::remove_all(dir);
 }
 

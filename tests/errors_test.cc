@@ -8,10 +8,13 @@
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "tests/support/actor.h"
 #include "tests/support/daemon.h"
 
@@ -56,7 +59,10 @@ TEST(Errors, AUidOnTheAccessListGetsInAsFarAsTheListSays) {
   writer.Must("fill b 1");
   const std::string handle = writer.Must("share b");
 
-  Actor reader(Process::Options{.uid = 12346, .environment = {}});
+  // A sanitizer's handler would turn the fault into an exit code.
+  Actor reader(Process::Options{
+      .uid = 12346,
+      .environment = {{"ASAN_OPTIONS", "handle_segv=0"}, {"UBSAN_OPTIONS", "handle_segv=0"}}});
   EXPECT_EQ(reader.Do("attach " + daemon.run_dir()).status().code(),
             absl::StatusCode::kPermissionDenied);
   reader.Must("attach " + daemon.run_dir() + " default read");
@@ -217,6 +223,34 @@ TEST(Errors, SigtermDrainsRemovesTheSocketsAndExitsZero) {
   // What the client holds stays readable; what needs the daemon says so.
   client.Must("check b 3");
   EXPECT_EQ(client.Do("allocate c 50000000").status().code(), absl::StatusCode::kUnavailable);
+}
+
+TEST(Errors, SignalsThatMeanNothingYetAreLoggedAndIgnored) {
+  Daemon daemon;
+  Actor client;
+  client.Must("attach " + daemon.run_dir());
+  daemon.process().Signal(SIGHUP);
+  daemon.process().Signal(SIGUSR2);
+  client.Must("allocate b 50000000");
+  daemon.process().Signal(SIGTERM);
+  EXPECT_EQ(daemon.process().Wait(), 0);
+  for (const char* name : {"SIGHUP", "SIGUSR2"}) {
+    EXPECT_TRUE(absl::StrContains(daemon.process().standard_error(), name)) << name;
+  }
+}
+
+TEST(Errors, ADaemonStoppedForASecondIsWaitedFor) {
+  Daemon daemon;
+  Actor client;
+  client.Must("attach " + daemon.run_dir());
+  daemon.process().Signal(SIGSTOP);
+  // The client is waiting inside this call when the daemon goes on, however soon that is.
+  std::thread later([&] {
+    absl::SleepFor(absl::Seconds(1));
+    daemon.process().Signal(SIGCONT);
+  });
+  client.Must("allocate b 1000");
+  later.join();
 }
 
 TEST(Errors, StatusAndHealthSpeakOfALiveAndADeadDaemon) {

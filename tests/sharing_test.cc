@@ -95,6 +95,30 @@ TEST_F(SharingTest, ABlockBelow64BytesIsPrivateAndShareSaysSo) {
   EXPECT_NE(status.message().find("64"), std::string::npos) << status;
 }
 
+TEST_F(SharingTest, AnOldHandleDoesNotOpenTheNextBlockInItsPlace) {
+  // Blocks of one size come back last in, first out, so that the place is soon used again.
+  for (const char* bytes : {"64", "5000", "100000"}) {
+    SCOPED_TRACE(bytes);
+    producer_.Must(absl::StrCat("allocate b ", bytes));
+    const std::string old_address = producer_.Must("address b");
+    const std::string old_handle = producer_.Must("share b");
+    producer_.Must("drop b");
+    bool reused = false;
+    for (int i = 0; i < 1000 && !reused; ++i) {
+      producer_.Must(absl::StrCat("allocate n", i, " ", bytes));
+      reused = producer_.Must(absl::StrCat("address n", i)) == old_address;
+      if (reused) {
+        const std::string handle = producer_.Must(absl::StrCat("share n", i));
+        EXPECT_NE(handle, old_handle);
+        consumer_.Must("open c " + handle);
+        EXPECT_EQ(consumer_.Do("open d " + old_handle).status().code(),
+                  absl::StatusCode::kNotFound);
+      }
+    }
+    EXPECT_TRUE(reused);
+  }
+}
+
 TEST_F(SharingTest, ManyProcessesReadOneBlockAndTheLastFreesIt) {
   producer_.Must("allocate b 5000");
   producer_.Must("fill b 9");

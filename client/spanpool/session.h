@@ -48,9 +48,8 @@ class Session {
 
   // Opens a shared block, where it is: nothing is copied.
   //   NOT_FOUND            the block was freed
-  //   FAILED_PRECONDITION  the handle is another pool's, or was this one's before the pool was
-  //   lost;
-  //                        or this is a forked child
+  //   FAILED_PRECONDITION  the handle is another pool's, or of this pool before it was lost; or
+  //                        this is a forked child
   //   INVALID_ARGUMENT     no pool gave this handle out
   //   RESOURCE_EXHAUSTED   too many references: 16,383 processes to one block, about a million
   //                        blocks in one process

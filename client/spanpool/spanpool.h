@@ -1,9 +1,14 @@
 // spanpool: memory that many processes share, allocated in nanoseconds.
 //
-//   auto session = spanpool::Session::Attach({});        // the daemon on this machine
-//   auto buffer = (*session)->Allocate(1 << 20);         // a Buffer: 1 MiB of shared memory
-//   auto handle = buffer->Share();                       // 16 bytes for another process, which
-//   says auto same = (*session)->Open(*handle);               // and has the same bytes, no copy
+// In one process, to write into shared memory and name it in 16 bytes:
+//
+//   auto session = spanpool::Session::Attach({});
+//   auto buffer = (*session)->Allocate(1 << 20);
+//   auto handle = buffer->Share();
+//
+// In another, which got the handle by any means, to have the same bytes without a copy:
+//
+//   auto same = (*session)->Open(*handle);
 //
 // This header is all a user includes. Reading order: session.h, buffer.h, handle.h, options.h.
 

@@ -44,6 +44,17 @@ namespace fs = std::filesystem;
 constexpr uint64_t kDefaultBytes = 512 << 20;  // how much of the machine's own files is read
 constexpr const char* kLimit = "1073741824";
 
+// Set by SIGINT, SIGTERM and SIGHUP: the demo ends its processes and removes its directory.
+volatile sig_atomic_t interrupted = 0;
+
+void WatchInterrupts() {
+  struct sigaction action = {};
+  action.sa_handler = [](int) { interrupted = 1; };  // no SA_RESTART: waits return
+  for (const int signal_number : {SIGINT, SIGTERM, SIGHUP}) {
+    sigaction(signal_number, &action, nullptr);
+  }
+}
+
 // A child process whose standard output is read line by line.
 class Child {
  public:
@@ -57,6 +68,7 @@ class Child {
       // Nothing of the demo outlives it, however it ends.
       prctl(PR_SET_PDEATHSIG, SIGKILL);
       if (getppid() != parent) _exit(1);
+      for (const int signal_number : {SIGINT, SIGTERM, SIGHUP}) signal(signal_number, SIG_DFL);
       dup2(out[1], STDOUT_FILENO);
       const int code = body();
       std::fflush(stdout);
@@ -182,6 +194,7 @@ struct Totals {
 
 int Demo(const std::string& spanpoold, const std::string& spanpool,
          std::vector<std::string> files) {
+  WatchInterrupts();
   const bool chosen = !files.empty();
   uint64_t total_bytes = 0;
   for (const std::string& file : files) {
@@ -215,8 +228,10 @@ int Demo(const std::string& spanpoold, const std::string& spanpool,
   });
   const auto show_log = [&] { std::cerr << std::ifstream(log).rdbuf(); };
   bool ready = false;
-  while (!ready && daemon.ReadLines([&](const std::string& line) { ready |= line == "READY"; })) {
+  while (!ready && !interrupted &&
+         daemon.ReadLines([&](const std::string& line) { ready |= line == "READY"; })) {
   }
+  if (interrupted) return 130;
   if (!ready) {
     std::fprintf(stderr, "demo: the daemon did not start (exit code %d); its log:\n",
                  daemon.Wait());
@@ -304,7 +319,16 @@ int Demo(const std::string& spanpoold, const std::string& spanpool,
     for (size_t i = 0; i < children.size(); ++i) {
       waits.push_back({open[i] ? children[i].output() : -1, POLLIN, 0});
     }
-    if (poll(waits.data(), waits.size(), -1) < 0) continue;
+    // The time-out is for a signal that comes between the look and the wait.
+    const int ready_count = poll(waits.data(), waits.size(), 200);
+    if (interrupted) {
+      for (const Child& child : children) child.Signal(SIGKILL);
+      daemon.Signal(SIGTERM);
+      daemon.Wait();
+      std::fprintf(stderr, "\ndemo: interrupted\n");
+      return 130;
+    }
+    if (ready_count <= 0) continue;
     for (size_t i = 0; i < children.size(); ++i) {
       if (open[i] && waits[i].revents != 0) open[i] = children[i].ReadLines(on_line);
     }
@@ -335,7 +359,7 @@ int Demo(const std::string& spanpoold, const std::string& spanpool,
     return 1;
   }
 
-  for (uint32_t i = 0; i < files.size(); ++i) {
+  for (uint32_t i = 0; i < files.size() && !interrupted; ++i) {
     ++totals.files;
     if (const std::string expected = HashOfFile(files[i]); hashes[i] != expected) {
       ++totals.wrong;
@@ -343,6 +367,8 @@ int Demo(const std::string& spanpoold, const std::string& spanpool,
                    hashes[i].empty() ? "none" : hashes[i].c_str(), expected.c_str());
     }
   }
+
+  if (interrupted) return 130;
 
   const auto share = [](uint64_t part, uint64_t whole) {
     return whole == 0 ? 0.0 : 100.0 * static_cast<double>(part) / static_cast<double>(whole);

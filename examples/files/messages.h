@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "spanpool/handle.h"
+#include "spanpool/spanpool.h"
 
 namespace spanpool::demo {
 

@@ -102,6 +102,11 @@ absl::Status Send(spanpool::Session& session, int connection, size_t buffers) {
     }
     bytes += buffer->size();
   }
+  // The receiver ends when it has checked the last buffer.
+  shutdown(connection, SHUT_WR);
+  char end;
+  while (recv(connection, &end, sizeof(end), 0) > 0) {
+  }
   std::printf("sent %zu buffers, %zu bytes, as user %u\n", buffers, bytes, getuid());
   return absl::OkStatus();
 }
@@ -134,10 +139,8 @@ absl::Status Run(bool sender, const std::string& path, size_t buffers) {
   if (!session.ok()) return session.status();
   const absl::StatusOr<int> connection = sender ? Accept(path) : Connect(path);
   if (!connection.ok()) return connection.status();
-  const absl::Status status =
-      sender ? Send(**session, *connection, buffers) : Receive(**session, *connection);
-  close(*connection);
-  return status;
+  // The connection closes with the process: the sender waits for that.
+  return sender ? Send(**session, *connection, buffers) : Receive(**session, *connection);
 }
 
 }  // namespace

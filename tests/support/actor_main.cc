@@ -15,6 +15,8 @@
 //   misuses                          how often the misuse handler was called
 //   stats                            "ALLOCATIONS REFILLS"
 //   fork                             in a child: tries to allocate, answers the child's status code
+//   fork_read NAME                   in a child: reads the buffer's first byte; answers 0, or minus
+//                                    the signal that ended the child
 //   leave                            destroys the session (buffers live on)
 //   quit
 
@@ -60,7 +62,9 @@ class ActorProcess {
       return Ok(std::to_string(stats.allocations) + " " + std::to_string(stats.refills));
     }
     if (verb == "misuses") return Ok(std::to_string(misuses_));
-    if (verb == "fork") return Fork();
+    if (verb == "fork") {
+      return InChild([this] { return static_cast<int>(session_->Allocate(64).status().code()); });
+    }
     if (verb == "leave") {
       session_.reset();
       return Ok();
@@ -86,6 +90,10 @@ class ActorProcess {
       std::ostringstream text;
       text << std::hex << reinterpret_cast<uintptr_t>(buffer.data());
       return Ok(text.str());
+    }
+    if (verb == "fork_read") {
+      const volatile std::byte* first = std::as_const(buffer).data();
+      return InChild([first] { return static_cast<int>(*first) & 0; });
     }
     if (verb == "drop") {
       buffers_.erase(found);
@@ -169,9 +177,11 @@ class ActorProcess {
     return Ok(std::to_string(usable));
   }
 
-  std::string Fork() {
+  // Answers what `body` returned in a forked child, or minus the signal that ended the child.
+  template <typename Body>
+  static std::string InChild(const Body& body) {
     const pid_t child = fork();
-    if (child == 0) _exit(static_cast<int>(session_->Allocate(64).status().code()));
+    if (child == 0) _exit(body());
     int status = 0;
     waitpid(child, &status, 0);
     return Ok(std::to_string(WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status)));

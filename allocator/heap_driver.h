@@ -1,0 +1,96 @@
+// Interprets bytes as operations on a heap and holds it against a model after each: for properties,
+// fuzzing and random tests.
+//
+// The model knows which blocks are live and where, and nothing else: a block is *private* (carved
+// from a span on loan, until it is freed or shared) or *shared* (referred to, until dropped). It
+// checks that
+//   * no two live blocks overlap, and none lies outside its span;
+//   * a granted span offers every block that is not in use, and none that is;
+//   * spans are where the model thinks they are, and the statistics add up, after every step;
+//   * nothing is freed while a block of it is live.
+//
+// Not thread-safe.
+
+#ifndef SPANPOOL_ALLOCATOR_HEAP_DRIVER_H_
+#define SPANPOOL_ALLOCATOR_HEAP_DRIVER_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "allocator/fake_block_states.h"
+#include "allocator/faulty_arena_source.h"
+#include "allocator/free_slots.h"
+#include "allocator/heap.h"
+#include "allocator/run_pool.h"
+#include "allocator/size_classes.h"
+#include "allocator/span.h"
+#include "allocator/specials.h"
+#include "allocator/units.h"
+
+namespace spanpool {
+
+class HeapDriver {
+ public:
+  // An operation: what to do, and three numbers that say to what.
+  static constexpr size_t kOperationBytes = 4;
+
+  HeapDriver();
+  ~HeapDriver();
+
+  // Does all whole operations in `bytes`, CheckInvariants every `check_every` of them and at the
+  // end. Returns what was wrong first; empty if nothing was.
+  std::string Run(absl::Span<const uint8_t> bytes, int check_every);
+
+  // Ends everything that lives; then the heap must be empty. Same result.
+  std::string Finish();
+
+ private:
+  using Block = std::pair<PageId, uint32_t>;  // first page of its span, index
+
+  struct Loan {
+    Span* span;
+    FreeSlots slots;
+    std::set<uint32_t> owned;  // private blocks
+  };
+  struct Listed {
+    PageCount pages;
+    SpanClass span_class;
+  };
+  struct Listener : FreedBlockListener {
+    void OnFreed(absl::Span<const FreedBlock> blocks) override;
+    std::set<Block> watched;  // blocks with a special
+    std::string error;
+  };
+
+  std::string Step(uint8_t code, uint8_t a, uint8_t b, uint8_t c);
+  std::string Granted(const absl::StatusOr<Span*>& span);
+  std::string Carve(Loan& loan);
+  std::string Return(size_t loan);
+  std::string Reconcile();
+  std::string CheckStats();
+  bool Referred(PageId first_page) const;
+
+  FaultyArenaSource source_;
+  FakeBlockStates states_;
+  Listener listener_;
+  std::unique_ptr<Heap> heap_;
+
+  std::vector<Loan> loans_;
+  std::map<PageId, Listed> listed_;
+  std::map<uint64_t, uint64_t> live_;  // byte offset -> end, of every live block
+  std::set<Block> shared_;             // blocks that somebody refers to
+  std::set<Block> stale_;              // dropped since their span was swept
+  std::vector<PageRange> runs_;
+};
+
+}  // namespace spanpool
+
+#endif  // SPANPOOL_ALLOCATOR_HEAP_DRIVER_H_

@@ -1,0 +1,42 @@
+// Properties of the heap under any sequence of operations; a failing one is shrunk to a short one.
+// RC_PARAMS="seed=..." repeats a run, as the output of a failure says.
+
+#include <gtest/gtest.h>
+#include <rapidcheck.h>
+#include <rapidcheck/gtest.h>
+
+#include <cstdint>
+#include <random>
+#include <vector>
+
+#include "allocator/heap_driver.h"
+
+namespace spanpool {
+namespace {
+
+RC_GTEST_PROP(HeapProperties, AnySequenceOfOperationsMatchesTheModel,
+              (const std::vector<uint32_t>& operations)) {
+  std::vector<uint8_t> bytes;
+  for (const uint32_t operation : operations) {
+    for (int i = 0; i < 4; ++i) bytes.push_back(static_cast<uint8_t>(operation >> (8 * i)));
+  }
+  HeapDriver driver;
+  RC_ASSERT(driver.Run(bytes, 8) == "");
+  RC_ASSERT(driver.Finish() == "");
+}
+
+TEST(HeapProperties, LongRandomSequencesMatchTheModel) {
+  const uint64_t seed = std::random_device()();
+  SCOPED_TRACE(testing::Message() << "seed " << seed);
+  std::mt19937_64 random(seed);
+  for (int round = 0; round < 4; ++round) {
+    std::vector<uint8_t> bytes(HeapDriver::kOperationBytes * 3000);
+    for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(random());
+    HeapDriver driver;
+    ASSERT_EQ(driver.Run(bytes, 200), "");
+    ASSERT_EQ(driver.Finish(), "");
+  }
+}
+
+}  // namespace
+}  // namespace spanpool

@@ -64,6 +64,7 @@ void CentralList::Return(Span* span) {
                                                                 std::memory_order_relaxed))
       << "returning a span that is not on loan; its generation is " << generation;
   SPANPOOL_CHECK_EQ(span->span_class, span_class_);
+  span->needs_zero = true;  // its holder may have written anywhere
   const std::vector<FreedBlock> due = SweepBlocks(span);
   if (span->blocks_in_use == 0) {
     heap_->Free(span);

@@ -266,6 +266,18 @@ TEST(Heap, MemoryThatWasUsedNeedsZeroingAndFreshMemoryDoesNot) {
   EXPECT_FALSE((*heap.Grant(kClass64))->needs_zero);
 }
 
+TEST(Heap, ASpanThatComesBackFromItsListNeedsZeroing) {
+  FaultyArenaSource source;
+  FakeBlockStates states;
+  Heap heap(Limit(kArenaBytes), &source, &states);
+  Span* const span = *heap.Grant(kClass64);
+  EXPECT_FALSE(span->needs_zero);
+  states.Refer(*span, 0);
+  heap.Return(span);
+  ASSERT_EQ(*heap.Grant(kClass64), span);
+  EXPECT_TRUE(span->needs_zero);
+}
+
 // Go's heap spends 3.2 % of an arena on describing it.
 TEST(Heap, MetadataIsAtMostThreeAndAFifthPercentOfTheArenas) {
   // The smallest blocks have the largest bitmaps, and spans of one page are the most there can be.

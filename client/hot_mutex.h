@@ -36,8 +36,6 @@ class ABSL_LOCKABLE HotMutex {
     pthread_mutex_unlock(&mutex_);
     lock_rank_internal::Released(rank());
   }
-  // Tells the static analysis that the caller's caller holds the lock. Checks nothing.
-  void AssertHeld() const ABSL_ASSERT_EXCLUSIVE_LOCK() {}
 
  private:
 #ifdef SPANPOOL_DEBUG

@@ -85,6 +85,12 @@ absl::Status AddressRange::EnsureMapped(PoolOffset offset, uint64_t length) {
   return absl::OkStatus();
 }
 
+void AddressRange::Prefault(PoolOffset offset, uint64_t length) {
+  // The daemon has allocated the pages; reading them maps them for writing too, since a shared
+  // mapping of a memfd needs no notice of the first write. Since Linux 5.14.
+  madvise(PointerTo(offset), length, MADV_POPULATE_READ);
+}
+
 absl::Status AddressRange::Map(ArenaIndex arena) {
   {
     absl::MutexLock lock(&mu_);

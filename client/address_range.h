@@ -71,6 +71,10 @@ class AddressRange {
   //   UNAVAILABLE         the daemon did not answer
   absl::Status EnsureMapped(PoolOffset offset, uint64_t length);
 
+  // Maps what lies behind a range of bytes of mapped arenas now rather than when it is touched; a
+  // hint, which may fail.
+  void Prefault(PoolOffset offset, uint64_t length);
+
   // Requires IsMapped(arena).
   layout::BlockTable& TableOf(ArenaIndex arena) const {
     return *reinterpret_cast<layout::BlockTable*>(tables_ +

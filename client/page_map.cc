@@ -46,16 +46,31 @@ void PageMap::Add(ClientSpan* span) {
   }
   for (uint64_t i = 0; i < span->pages.count.value(); ++i) {
     // A large block starts in the first page; what points into the others is no block.
-    if (!large || i == 0) entries_[first + i].store(entry, std::memory_order_relaxed);
+    if (!large || i == 0) SetEntry(first + i, entry);
     // release: pairs with the acquire in SpanOf.
     spans_[first + i].store(span, std::memory_order_release);
   }
 }
 
+void PageMap::SetEntry(uint64_t page, uint64_t entry) {
+  const uint64_t mapped = entries_[page].load(std::memory_order_relaxed) & kMapped;
+  entries_[page].store(entry | mapped, std::memory_order_relaxed);
+}
+
+bool PageMap::NoteMapped(PageRange pages) {
+  bool any = false;
+  for (PageId page = pages.first; page < pages.end(); ++page) {
+    if ((entries_[page.value()].load(std::memory_order_relaxed) & kMapped) != 0) continue;
+    any = true;
+    entries_[page.value()].fetch_or(kMapped, std::memory_order_relaxed);
+  }
+  return any;
+}
+
 void PageMap::Remove(const ClientSpan* span) {
   const uint64_t first = span->pages.first.value();
   for (uint64_t i = 0; i < span->pages.count.value(); ++i) {
-    entries_[first + i].store(0, std::memory_order_relaxed);
+    SetEntry(first + i, 0);
     spans_[first + i].store(nullptr, std::memory_order_relaxed);
   }
 }

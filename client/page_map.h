@@ -36,6 +36,10 @@ class PageMap {
   // Removes it: none of its blocks can be freed from now on.
   void Remove(const ClientSpan* span);
 
+  // Notes that `pages` are mapped; false if all of them were noted before, in this or an earlier
+  // loan. A note: two threads may both be told true.
+  bool NoteMapped(PageRange pages);
+
   // The span on loan that owns `page`, or null. Requires a page within the map.
   ClientSpan* SpanOf(PageId page) const {
     // acquire: pairs with the release in Add; the record is written before.
@@ -44,7 +48,11 @@ class PageMap {
   const PageEntry* entries() const { return entries_; }
 
  private:
+  // In an entry, beside what the hot path reads.
+  static constexpr uint64_t kMapped = uint64_t{1} << 16;
+
   explicit PageMap(PageCount pages) : pages_(pages) {}
+  void SetEntry(uint64_t page, uint64_t entry);
 
   const PageCount pages_;
   void* memory_ = nullptr;

@@ -104,7 +104,7 @@ absl::StatusOr<HandleBits> References::Share(Reference* reference, uint64_t leng
     reference->generation_ = BlockWord(bits).generation();
     reference->length_ = length;
     shard.by_granule.emplace(granule.value(), reference);
-    shares_.fetch_add(1, std::memory_order_relaxed);
+    counters().shares.fetch_add(1, std::memory_order_relaxed);
   }
   HandleBits handle;
   handle.incarnation = incarnation_;
@@ -179,7 +179,7 @@ References::Dropped References::AfterRelease(Released released, uint32_t slot, P
   layout::BlockTable& table = range_->TableOf(ArenaOf(granule));
   if (released == Released::kFreed && !owned) layout::SetHint(table, PageOf(granule));
   FreeSlot(slot);  // before the block is reused, so that the slot cannot be taken for its next life
-  releases_.fetch_add(1, std::memory_order_relaxed);
+  counters().releases.fetch_add(1, std::memory_order_relaxed);
   if (!owned) return Dropped::kNothing;
   if (released == Released::kFreed && layout::CollectBlock(layout::WordOf(table, granule))) {
     return Dropped::kFreeBlock;
@@ -258,7 +258,7 @@ absl::StatusOr<References::Opened> References::OpenOnce(const HandleBits& handle
       } else {
         AddOwner(reference);
       }
-      opens_.fetch_add(1, std::memory_order_relaxed);
+      counters().opens.fetch_add(1, std::memory_order_relaxed);
       return Opened{reference, reference->length_};
     }
     absl::StatusOr<uint32_t> slot = NewSlot();
@@ -293,7 +293,7 @@ absl::StatusOr<References::Opened> References::OpenOnce(const HandleBits& handle
     (void)Drop(reference);  // not owned: there is nothing to free
     return status;
   }
-  opens_.fetch_add(1, std::memory_order_relaxed);
+  counters().opens.fetch_add(1, std::memory_order_relaxed);
   return Opened{reference, reference->length_};
 }
 

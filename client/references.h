@@ -129,9 +129,10 @@ class References {
   //   UNAVAILABLE  a word is still frozen, and its slot stands
   absl::Status Close();
 
-  uint64_t opens() const { return opens_.load(std::memory_order_relaxed); }
-  uint64_t shares() const { return shares_.load(std::memory_order_relaxed); }
-  uint64_t releases() const { return releases_.load(std::memory_order_relaxed); }
+  // Counted in the session segment, where the daemon shows them to its operator.
+  uint64_t opens() const { return counters().opens.load(std::memory_order_relaxed); }
+  uint64_t shares() const { return counters().shares.load(std::memory_order_relaxed); }
+  uint64_t releases() const { return counters().releases.load(std::memory_order_relaxed); }
   uint32_t slots_in_use() ABSL_LOCKS_EXCLUDED(slots_mu_);
 
  private:
@@ -154,6 +155,7 @@ class References {
   };
 
   Shard& ShardOf(GranuleId granule) { return shards_[granule.value() * 0x9e3779b97f4a7c15u >> 58]; }
+  layout::SessionCounters& counters() const { return segment_->counters; }
   std::atomic<uint64_t>& SlotAt(uint32_t slot) { return slots_[slot]; }
 
   absl::StatusOr<uint32_t> NewSlot() ABSL_LOCKS_EXCLUDED(slots_mu_);
@@ -193,10 +195,6 @@ class References {
   // Looked at in turn; an entry whose reference is no longer parked is dropped when its turn comes.
   std::deque<GranuleId> parked_ ABSL_GUARDED_BY(waiting_mu_);
   std::atomic<bool> any_waiting_{false};
-
-  std::atomic<uint64_t> opens_{0};
-  std::atomic<uint64_t> shares_{0};
-  std::atomic<uint64_t> releases_{0};
 };
 
 }  // namespace spanpool::internal

@@ -29,6 +29,9 @@ constexpr int kMaxFetchRounds = 1000;
 // Of larger spans, one that is not needed is too much.
 constexpr uint64_t kLargestPrefetchBytes = 1 << 20;
 
+// A longer block is mapped as it is touched: mapping it ahead would take the caller milliseconds.
+constexpr uint64_t kMaxPrefaultBytes = 16 << 20;
+
 constexpr size_t kMaxWishes = 256;  // the protocol's, per message
 
 constexpr size_t kRecordsPerChunk = 64;
@@ -348,8 +351,18 @@ uint32_t SessionCache::DemandCapOf(CacheClass c) const {
   return static_cast<uint32_t>(std::clamp<uint64_t>(fetch_bytes / span_bytes, 1, kMaxFetchSpans));
 }
 
+void SessionCache::EndReturning() {
+  absl::MutexLock lock(&returning_mu_);
+  --returning_;
+}
+
 absl::StatusOr<ExchangeResult> SessionCache::ExchangeNow(absl::Span<const SpanWish> wishes) {
   std::vector<GrantSequence> returns;
+  {
+    // Before they leave the list, so that at any time they are seen in it or on their way.
+    absl::MutexLock lock(&returning_mu_);
+    ++returning_;
+  }
   {
     HotMutexLock lock(&mu_);
     const size_t count = std::min(returns_.size(), kReturnsPerMessage);
@@ -357,8 +370,11 @@ absl::StatusOr<ExchangeResult> SessionCache::ExchangeNow(absl::Span<const SpanWi
     returns_.resize(returns_.size() - count);
     if (returns_.empty()) returns_bytes_ = 0;
   }
+  if (returns.empty()) EndReturning();
   exchanges_.fetch_add(1, std::memory_order_relaxed);
-  return source_->Exchange(returns, wishes);
+  absl::StatusOr<ExchangeResult> result = source_->Exchange(returns, wishes);
+  if (!returns.empty()) EndReturning();
+  return result;
 }
 
 SpanWish SessionCache::NextWishLocked(CacheClass c, ClassCache& cache) {
@@ -371,15 +387,31 @@ SpanWish SessionCache::NextWishLocked(CacheClass c, ClassCache& cache) {
 uint32_t SessionCache::AdoptAll(const ExchangeResult& result, SpanClass wanted,
                                 absl::Status* failed) {
   uint32_t got = 0;
+  std::vector<PageRange> later;
   for (const SpanGrant& grant : result.grants) {
     absl::Status status = Adopt(grant);
     if (!status.ok()) {
       failed->Update(status);
-    } else if (grant.span_class == wanted) {
-      ++got;
+      continue;
+    }
+    // What somebody waits for is used at once. The rest can be mapped in the background.
+    if (grant.span_class == wanted && got++ == 0) {
+      Prefault(grant.pages);
+    } else {
+      later.push_back(grant.pages);
     }
   }
+  if (!later.empty() && wake_()) {
+    HotMutexLock lock(&mu_);
+    to_prefault_.insert(to_prefault_.end(), later.begin(), later.end());
+  }
   return got;
+}
+
+void SessionCache::Prefault(PageRange pages) {
+  if (Bytes(pages.count) <= kMaxPrefaultBytes && pages_->NoteMapped(pages)) {
+    range_->Prefault(OffsetOf(pages.first), Bytes(pages.count));
+  }
 }
 
 absl::Status SessionCache::Fetch(CacheClass c, PageCount alignment) {
@@ -444,15 +476,19 @@ void SessionCache::KeepHouse() {
   }
   if (wishes.empty()) {
     ReturnSurplus();
-    return;
+  } else if (absl::StatusOr<ExchangeResult> result = ExchangeNow(wishes); result.ok()) {
+    absl::Status failed;
+    AdoptAll(*result, SpanClass(), &failed);
+    if (!result->shortfall.ok() || !failed.ok()) {
+      prefetch_paused_.store(true, std::memory_order_relaxed);
+    }
+  }  // else the thread that comes to need a span will say so
+  std::vector<PageRange> to_prefault;
+  {
+    HotMutexLock lock(&mu_);
+    to_prefault.swap(to_prefault_);
   }
-  absl::StatusOr<ExchangeResult> result = ExchangeNow(wishes);
-  if (!result.ok()) return;  // the thread that comes to need a span will say so
-  absl::Status failed;
-  AdoptAll(*result, SpanClass(), &failed);
-  if (!result->shortfall.ok() || !failed.ok()) {
-    prefetch_paused_.store(true, std::memory_order_relaxed);
-  }
+  for (const PageRange& pages : to_prefault) Prefault(pages);
 }
 
 void SessionCache::GiveBackHalf() {
@@ -483,6 +519,9 @@ absl::Status SessionCache::FlushReturns() {
     absl::StatusOr<ExchangeResult> result = ExchangeNow({});
     if (!result.ok()) return result.status();
   }
+  absl::MutexLock lock(&returning_mu_);
+  returning_mu_.Await(absl::Condition(
+      +[](int* returning) { return *returning == 0; }, &returning_));
   return absl::OkStatus();
 }
 

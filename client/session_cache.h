@@ -38,6 +38,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/types/span.h"
 #include "allocator/lock_rank.h"
 #include "allocator/units.h"
@@ -169,8 +170,11 @@ class SessionCache {
 
   // Asks the daemon for spans of `c`. OK if at least one came.
   absl::Status Fetch(CacheClass c, PageCount alignment);
-  // Sends all that waits to be returned.
+  // Sends all that waits to be returned, and waits until all that was sent has arrived.
   absl::Status FlushReturns();
+  void EndReturning() ABSL_LOCKS_EXCLUDED(returning_mu_);
+  // Maps the pages ahead of their first use, at a third of what it costs by touching them.
+  void Prefault(PageRange pages);
   absl::StatusOr<ExchangeResult> ExchangeNow(absl::Span<const SpanWish> wishes);
   // Enters a grant. What the daemon should not have sent goes back.
   absl::Status Adopt(const SpanGrant& grant);
@@ -197,10 +201,15 @@ class SessionCache {
   std::atomic<uint64_t> idle_bytes_{0};
   std::atomic<uint64_t> exchanges_{0};
 
+  // Messages under way that return spans. Whoever needs the memory waits for them.
+  absl::Mutex returning_mu_;
+  int returning_ ABSL_GUARDED_BY(returning_mu_) = 0;
+
   HotMutex mu_{LockRank::kLeaf};
   std::vector<GrantSequence> returns_ ABSL_GUARDED_BY(mu_);  // wait for a message to ride in
   uint64_t returns_bytes_ ABSL_GUARDED_BY(mu_) = 0;
   std::vector<CacheClass> low_classes_ ABSL_GUARDED_BY(mu_);
+  std::vector<PageRange> to_prefault_ ABSL_GUARDED_BY(mu_);
   std::vector<std::unique_ptr<ClientSpan[]>> record_chunks_ ABSL_GUARDED_BY(mu_);
   ClientSpan* free_records_ ABSL_GUARDED_BY(mu_) = nullptr;
 };

@@ -298,9 +298,10 @@ absl::Time SessionCore::KeepHouse(absl::Time now) {
                  nullptr);
   }
   cache_->KeepHouse();
-  const uint64_t allocations = threads_->counts().allocations;
-  if (allocations != allocations_seen_) {
-    allocations_seen_ = allocations;
+  const ThreadCaches::Counts counts = threads_->counts();
+  segment_->counters.allocations_by_refill.store(counts.refills, std::memory_order_relaxed);
+  if (counts.allocations != allocations_seen_) {
+    allocations_seen_ = counts.allocations;
     quiet_since_ = now;
   } else if (now - quiet_since_ >= kQuietInterval) {
     threads_->DrainOthers();

@@ -46,8 +46,10 @@ struct Stack {
 };
 static_assert(sizeof(Stack) == 32);
 
-// A page's entry, 0 for a page that holds no block which may be freed inline:
+// A page's entry; bits 63..32 and 15..0 are 0 for a page that holds no block which may be freed
+// inline:
 //   bits 15..0   the byte offset of its stack within ThreadCache::stacks
+//   bits 31..16  not the hot path's
 //   bits 63..32  the span's offset in the pool × reciprocal, modulo 2^32
 using PageEntry = std::atomic<uint64_t>;
 

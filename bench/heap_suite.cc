@@ -1,11 +1,16 @@
 // Suite `heap`: what the heap of allocator/ takes by itself, without a daemon.
 //
 //   span_lend_return_8k  Grant and Return of a span of one page, one thread; the memory is there
+//
 //   page_cached          one page through a page cache, refills under the heap's kind of lock
-//   included lend_2_threads       two threads lend and return spans of different classes; speedup
-//   over one fresh_arena          creating, sealing and backing a 64 MiB memfd arena, and where the
-//   time goes metadata             bytes of the heap's own records / bytes of arenas, when full of
-//   small spans
+//                        included
+//
+//   lend_2_threads       two threads lend and return spans of different classes: speed-up over one
+//
+//   fresh_arena          creating, sealing and backing a 64 MiB memfd arena, and where the time
+//                        goes
+//
+//   metadata             bytes of the heap's own records over bytes of arenas, full of small spans
 //
 // Read ns figures as multiples of the probe's mutex_pair in the same case.
 

@@ -605,6 +605,36 @@ TEST_F(DaemonTest, NoiseOnTheGrpcSocketIsHarmless) {
   EXPECT_EQ(StatusOf(run_dir()).sessions(), 0u);
 }
 
+TEST(Exhaustion, OutOfDescriptorsClientsAreToldAndServedAgainLater) {
+  DaemonProcess daemon("/bin/sh", {"-c", absl::StrCat("ulimit -n 100; exec ", kBinary, " \"$@\""),
+                                   "sh", "--limit=64MiB"});
+  ASSERT_TRUE(daemon.ready()) << daemon.Log();
+  constexpr int kExhausted = static_cast<int>(absl::StatusCode::kResourceExhausted);
+  std::vector<std::unique_ptr<RawClient>> attached;
+  int refused = 0;
+  std::string message;
+  while (refused < 5) {
+    auto client = std::make_unique<RawClient>(daemon.run_dir());
+    const int code = client->Attach();
+    if (code == 0) {
+      attached.push_back(std::move(client));
+      ASSERT_LT(attached.size(), 100u);
+    } else {
+      EXPECT_EQ(code, kExhausted) << client->reply().message;
+      message = client->reply().message;
+      ++refused;
+    }
+  }
+  EXPECT_THAT(message, HasSubstr("Too many open files"));
+  EXPECT_GT(attached.size(), 5u);
+  for (const auto& client : attached) EXPECT_EQ(client->Detach(), 0);
+  attached.clear();
+  EXPECT_EQ(StatusOf(daemon.run_dir()).sessions(), 0u);
+  RawClient client(daemon.run_dir());
+  EXPECT_EQ(client.Attach(), 0);
+  EXPECT_EQ(daemon.Stop(SIGTERM), 0);
+}
+
 // Stopping.
 
 TEST_F(DaemonTest, DrainingEndsStreamsWithUnavailable) {

@@ -28,7 +28,7 @@ TEST_F(DeathTest, EverythingAKilledClientHeldComesBack) {
   EXPECT_GT(daemon_.PoolStatus().on_loan_bytes(), 0u);
   client.process().Signal(SIGKILL);
   EXPECT_TRUE(daemon_.EventuallyEmpty());
-  EXPECT_EQ(daemon_.PoolStatus().sessions_reaped_total(), 1u);
+  EXPECT_TRUE(daemon_.EventuallyReaped(1));
   EXPECT_EQ(daemon_.PoolStatus().suspect_blocks(), 0u);
 }
 
@@ -44,7 +44,7 @@ TEST_F(DeathTest, BlocksOfADeadProducerLiveUntilTheirLastReaderDropsThem) {
   consumer.Must("open small " + producer.Must("share small"));
   consumer.Must("open large " + producer.Must("share large"));
   producer.process().Signal(SIGKILL);
-  EXPECT_TRUE(daemon_.Eventually([](const auto& pool) { return pool.sessions() == 1; }));
+  EXPECT_TRUE(daemon_.EventuallyReaped(1));
   EXPECT_GT(daemon_.PoolStatus().in_lists_bytes(), 3000000u);
 
   // Another client fills the pool with its own bytes; the reader's stay as they were.
@@ -73,7 +73,7 @@ TEST_F(DeathTest, ReferencesOfADeadReaderAreDropped) {
   consumer.Must("open b " + handle);
   producer.Must("drop b");
   consumer.process().Signal(SIGKILL);
-  EXPECT_TRUE(daemon_.Eventually([](const auto& pool) { return pool.sessions() == 1; }));
+  EXPECT_TRUE(daemon_.EventuallyReaped(1));
   EXPECT_EQ(producer.Do("open b " + handle).status().code(), absl::StatusCode::kNotFound);
 }
 
@@ -92,7 +92,7 @@ TEST_F(DeathTest, AStoppedClientIsAliveAndKeepsWhatItHolds) {
     other.Must("allocate x 1000000");
     other.Must("fill x 99");
     other.process().Signal(SIGKILL);
-    EXPECT_TRUE(daemon_.Eventually([](const auto& pool) { return pool.sessions() == 1; }));
+    EXPECT_TRUE(daemon_.EventuallyReaped(i + 1));
   }
   EXPECT_EQ(daemon_.PoolStatus().on_loan_bytes(), on_loan);
   client.process().Signal(SIGCONT);
@@ -139,7 +139,7 @@ TEST_F(DeathTest, ManyDeathsInARowLeaveNothingBehind) {
     client.process().Signal(SIGKILL);
   }
   EXPECT_TRUE(daemon_.EventuallyEmpty());
-  EXPECT_EQ(daemon_.PoolStatus().sessions_reaped_total(), 20u);
+  EXPECT_TRUE(daemon_.EventuallyReaped(20));
 }
 
 }  // namespace

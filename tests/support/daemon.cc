@@ -64,6 +64,11 @@ bool Daemon::Eventually(const std::function<bool(const v1::PoolStatus&)>& condit
   return true;
 }
 
+bool Daemon::EventuallyReaped(uint64_t sessions) {
+  return Eventually(
+      [sessions](const auto& status) { return status.sessions_reaped_total() == sessions; });
+}
+
 bool Daemon::EventuallyEmpty(const std::string& pool) {
   return Eventually(
       [](const v1::PoolStatus& status) {

@@ -3,6 +3,7 @@
 #ifndef SPANPOOL_TESTS_SUPPORT_DAEMON_H_
 #define SPANPOOL_TESTS_SUPPORT_DAEMON_H_
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -32,6 +33,9 @@ class Daemon {
   // Asks until `condition` holds of the pool, at most 60 s. False = it never did.
   bool Eventually(const std::function<bool(const v1::PoolStatus&)>& condition,
                   const std::string& pool = "default");
+  // Eventually `sessions` sessions have died and all that they held was taken back. A dead session
+  // is out of the count of sessions before its references and spans are.
+  bool EventuallyReaped(uint64_t sessions);
   // Eventually nothing of the pool is on loan or in use, and no session is left.
   bool EventuallyEmpty(const std::string& pool = "default");
 

@@ -41,13 +41,21 @@ byte bound_for;      // the client that was last sent it
 #define ALL_QUIET (slot[SESSION0] == FREE && slot[SESSION0 + 1] == FREE && slot[SESSION0 + 2] == FREE)
 #define FINAL                                              \
   assert(COUNT_SLOTS(IN_USE, 0) == 0);                     \
-  assert(REFS(word[0]) == 0 && !(word[0] & (FROZEN | SENT)))
+  assert(REFS(word[0]) == 0 && !(word[0] & FROZEN));       \
+  INVARIANT(!(word[0] & SENT))
 #include "worker.pml"
 
 // 10c, d. Whenever it passes by, the sender looks whether its reference was taken; if its receiver is gone
 // it takes it back. Then it releases.
 #ifdef LETS_GO_AT_ONCE
 #define LOOK_AFTER_SEND(receiver) skip
+#elif defined(LOOKS_AT_COUNT)
+#define LOOK_AFTER_SEND(receiver)                                                               \
+  if                                                                                            \
+  :: REFS(word[0]) > 1                                                                          \
+  :: GONE(receiver)                                                                             \
+  :: IS_SOLO(me) -> goto over                                                                   \
+  fi
 #else
 #define LOOK_AFTER_SEND(receiver)                                                               \
   if                                                                                            \

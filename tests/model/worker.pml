@@ -67,6 +67,11 @@
 #define AN_ERA_IS_LEFT(b) (era != ERA(word[b]))
 #endif
 
+#ifdef RECOUNT_PRIVATE
+#define NOTHING_TO_RECOUNT(w) ((w) & FREED)
+#else
+#define NOTHING_TO_RECOUNT(w) (REFS(w) == 0)
+#endif
 #ifdef RECOUNT_DROPS_SENT
 #define SEND_BITS(w) ((w) & ONE_SEND)
 #else
@@ -188,10 +193,8 @@ look:
     :: STATE(slot[k]) == ACQUIRING || STATE(slot[k]) == RELEASING -> slot[k] = FREE; NEXT_SLOT
 #elif defined(AMBIGUOUS_IS_COUNTED)
     :: STATE(slot[k]) == ACQUIRING || STATE(slot[k]) == RELEASING -> goto release
-#elif defined(RECOUNT_PRIVATE)
-    :: STATE(slot[k]) == ACQUIRING || STATE(slot[k]) == RELEASING -> if :: word[b] & FREED -> slot[k] = FREE :: else -> batch = batch | BIT(b) fi; NEXT_SLOT
 #else
-    :: STATE(slot[k]) == ACQUIRING || STATE(slot[k]) == RELEASING -> if :: REFS(word[b]) == 0 -> slot[k] = FREE :: else -> batch = batch | BIT(b) fi; NEXT_SLOT
+    :: STATE(slot[k]) == ACQUIRING || STATE(slot[k]) == RELEASING -> if :: NOTHING_TO_RECOUNT(word[b]) -> slot[k] = FREE :: else -> batch = batch | BIT(b) fi; NEXT_SLOT
 #endif
     :: STATE(slot[k]) == HELD || STATE(slot[k]) == TRANSIT ->
        if
@@ -266,12 +269,10 @@ freeze_next:
   WORKER_STEP(6a,
     CHOOSE_ERA(b);
     if
-#ifndef RECOUNT_PRIVATE
-    :: REFS(word[b]) == 0 -> batch = batch & ~BIT(b)
-    :: REFS(word[b]) != 0 && !AN_ERA_IS_LEFT(b) -> batch = batch & ~BIT(b); deferred = true
-#endif
+    :: NOTHING_TO_RECOUNT(word[b]) -> batch = batch & ~BIT(b)
+    :: !NOTHING_TO_RECOUNT(word[b]) && !AN_ERA_IS_LEFT(b) -> batch = batch & ~BIT(b); deferred = true
 #ifdef LATE_BATCH_FREEZE
-    :: b != FIRST_OF_BATCH -> skip
+    :: b != FIRST_OF_BATCH
 #endif
     :: else -> word[b] = word[b] | FROZEN
     fi;

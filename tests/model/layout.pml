@@ -83,7 +83,7 @@ byte slot[SLOTS];
 
 // ---- Processes.
 #define WORKER CLIENTS
-bool dead[CLIENTS];    // its pidfd is readable
+bool dead[CLIENTS];    // its pidfd is readable, which may be a moment after it was killed
 bool reaped[CLIENTS];  // all slots of the dead client are FREE
 bool done[CLIENTS];    // it has done its part, and lives on idly
 byte deaths = DEATHS;

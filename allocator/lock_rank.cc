@@ -1,5 +1,9 @@
 #include "allocator/lock_rank.h"
 
+#include <time.h>
+
+#include <cerrno>
+
 #include "allocator/check.h"
 
 namespace spanpool {
@@ -55,5 +59,34 @@ void Released(LockRank rank) {
 
 }  // namespace lock_rank_internal
 #endif
+
+bool RankedMutex::AwaitWithDeadline(const absl::Condition& condition, absl::Time deadline) {
+  if (condition.Eval()) return true;
+  // The remaining time counts on a clock that nobody sets.
+  timespec until;
+  clock_gettime(CLOCK_MONOTONIC, &until);
+  const bool for_ever = deadline == absl::InfiniteFuture();
+  if (!for_ever) {
+    until = absl::ToTimespec(absl::DurationFromTimespec(until) + (deadline - absl::Now()));
+  }
+  WakeWaiters();  // others may wait for what this thread has changed
+  Waiter self{condition, waiters_};
+  waiters_ = &self;
+  int error = 0;
+  do {
+    error = for_ever ? pthread_cond_wait(&self.may_hold, &mutex_)
+                     : pthread_cond_clockwait(&self.may_hold, &mutex_, CLOCK_MONOTONIC, &until);
+  } while (!condition.Eval() && error != ETIMEDOUT);
+  Waiter** link = &waiters_;
+  while (*link != &self) link = &(*link)->next;
+  *link = self.next;
+  return condition.Eval();
+}
+
+void RankedMutex::WakeWaiters() {
+  for (Waiter* waiter = waiters_; waiter != nullptr; waiter = waiter->next) {
+    if (waiter->condition.Eval()) pthread_cond_signal(&waiter->may_hold);
+  }
+}
 
 }  // namespace spanpool

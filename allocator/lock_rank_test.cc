@@ -3,6 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <thread>
+#include <vector>
+
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 
 namespace spanpool {
 namespace {
@@ -15,7 +19,7 @@ TEST(LockRank, LocksAreTakenInOrderAndReleasedInAny) {
   list.Unlock();
   heap.Unlock();
   RankedMutexLock again(&list);
-  RankedReaderLock after(&heap);
+  RankedMutexLock after(&heap);
 }
 
 TEST(LockRank, RanksAreHeldByThreads) {
@@ -38,6 +42,46 @@ TEST(LockRank, AwaitReleasesTheLockWhileItWaits) {
     EXPECT_TRUE(done);
   }
   other.join();
+}
+
+TEST(LockRank, EveryWaiterWakesForItsOwnCondition) {
+  RankedMutex mu(LockRank::kHeap);
+  int turn = 0;
+  std::vector<std::thread> waiters;
+  for (int i = 0; i < 8; ++i) {
+    waiters.emplace_back([&mu, &turn, i] {
+      const auto mine = [&turn, i] { return turn == i; };
+      RankedMutexLock lock(&mu);
+      mu.Await(absl::Condition(&mine));
+      ++turn;  // the next one waits for this
+    });
+  }
+  {
+    const auto all = [&turn] { return turn == 8; };
+    RankedMutexLock lock(&mu);
+    mu.Await(absl::Condition(&all));
+  }
+  for (std::thread& waiter : waiters) waiter.join();
+}
+
+TEST(LockRank, AWaitEndsAtItsDeadlineWhoeverUnlocks) {
+  RankedMutex mu(LockRank::kHeap);
+  bool never = false;
+  bool stop = false;
+  std::thread busy([&] {
+    for (bool stopped = false; !stopped;) {
+      RankedMutexLock lock(&mu);
+      stopped = stop;
+    }
+  });
+  {
+    RankedMutexLock lock(&mu);
+    EXPECT_FALSE(
+        mu.AwaitWithDeadline(absl::Condition(&never), absl::Now() + absl::Milliseconds(20)));
+    EXPECT_FALSE(mu.AwaitWithDeadline(absl::Condition(&never), absl::InfinitePast()));
+    stop = true;
+  }
+  busy.join();
 }
 
 TEST(LockRank, TryLockNeverWaits) {

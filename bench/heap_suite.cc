@@ -28,11 +28,11 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "allocator/anonymous_arena_source.h"
 #include "allocator/arena_source.h"
 #include "allocator/check.h"
 #include "allocator/heap.h"
+#include "allocator/lock_rank.h"
 #include "allocator/memfd_arena_source.h"
 #include "allocator/page_alloc.h"
 #include "allocator/page_cache.h"
@@ -98,7 +98,7 @@ class CachedPages {
     for (size_t i = 0; i < kPagesPerArena; ++i) {
       std::optional<PageAlloc::Run> run = cache_.Alloc(PageCount(1));
       if (!run.has_value()) {
-        absl::MutexLock lock(&mu_);
+        RankedMutexLock lock(&mu_);
         SPANPOOL_CHECK(cache_.Refill(&pages_));
         run = cache_.Alloc(PageCount(1));
       }
@@ -111,7 +111,7 @@ class CachedPages {
   }
 
  private:
-  absl::Mutex mu_;
+  RankedMutex mu_{LockRank::kHeap};
   PageAlloc pages_;
   PageCache cache_;
 };

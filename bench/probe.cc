@@ -7,11 +7,11 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <utility>
 
 #include "absl/status/status.h"
-#include "absl/synchronization/mutex.h"
 #include "allocator/check.h"
 #include "benchmark/benchmark.h"
 
@@ -38,11 +38,11 @@ void CasPair(int64_t n) {
 }
 
 void MutexPair(int64_t n) {
-  static absl::Mutex mu;
+  static std::mutex mu;
   for (int64_t i = 0; i < n; ++i) {
-    mu.Lock();
+    mu.lock();
     benchmark::ClobberMemory();
-    mu.Unlock();
+    mu.unlock();
   }
 }
 

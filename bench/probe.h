@@ -5,9 +5,7 @@
 //   core_round_trip  a cache line goes to another core and comes back
 //   xadd             an atomic addition to a line of one's own
 //   cas_pair         two compare-and-swaps of a line of one's own, as in counting up and down
-//   mutex_pair       locking and unlocking a mutex that nobody else wants (absl::Mutex, which is
-//   what
-//                    the heap's own locks are)
+//   mutex_pair       locking and unlocking a std::mutex that nobody else wants
 //
 // As system `probe`, each is a metric of its own name, in nanoseconds.
 

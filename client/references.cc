@@ -37,13 +37,13 @@ References::References(uint32_t incarnation, layout::SessionSegment* segment,
 
 References::~References() {
   for (Shard& shard : shards_) {
-    HotMutexLock lock(&shard.mu);
+    RankedMutexLock lock(&shard.mu);
     for (auto& [granule, reference] : shard.by_granule) delete reference;
   }
 }
 
 absl::StatusOr<uint32_t> References::NewSlot() {
-  HotMutexLock lock(&slots_mu_);
+  RankedMutexLock lock(&slots_mu_);
   if (!free_slots_.empty()) {
     const uint32_t slot = free_slots_.back();
     free_slots_.pop_back();
@@ -64,19 +64,19 @@ absl::StatusOr<uint32_t> References::NewSlot() {
 void References::FreeSlot(uint32_t slot) {
   // release: the reference that the slot spoke of is gone before the slot is.
   SlotAt(slot).store(Slot().bits(), std::memory_order_release);
-  HotMutexLock lock(&slots_mu_);
+  RankedMutexLock lock(&slots_mu_);
   free_slots_.push_back(slot);
 }
 
 uint32_t References::slots_in_use() {
-  HotMutexLock lock(&slots_mu_);
+  RankedMutexLock lock(&slots_mu_);
   return slots_used_ - static_cast<uint32_t>(free_slots_.size());
 }
 
 absl::StatusOr<HandleBits> References::Share(Reference* reference, uint64_t length) {
   const GranuleId granule = reference->granule();
   Shard& shard = ShardOf(granule);
-  HotMutexLock lock(&shard.mu);
+  RankedMutexLock lock(&shard.mu);
   if (reference->slot_ == Reference::kNoSlot) {
     absl::StatusOr<uint32_t> slot = NewSlot();
     if (!slot.ok()) return slot.status();
@@ -117,7 +117,7 @@ absl::StatusOr<HandleBits> References::Share(Reference* reference, uint64_t leng
 }
 
 bool References::IsShared(Reference* reference) {
-  HotMutexLock lock(&ShardOf(reference->granule()).mu);
+  RankedMutexLock lock(&ShardOf(reference->granule()).mu);
   return reference->slot_ != Reference::kNoSlot;
 }
 
@@ -170,7 +170,7 @@ References::Released References::ReleaseWord(uint32_t slot, GranuleId granule) {
 References::Dropped References::AfterRelease(Released released, uint32_t slot, PoolOffset offset,
                                              bool owned) {
   if (released == Released::kFrozen) {
-    HotMutexLock lock(&waiting_mu_);
+    RankedMutexLock lock(&waiting_mu_);
     pending_.push_back(Pending{slot, offset, owned});
     any_waiting_.store(true, std::memory_order_relaxed);
     return Dropped::kNothing;
@@ -204,7 +204,7 @@ References::Dropped References::Drop(Reference* reference) {
   uint32_t slot;
   Released released;
   {
-    HotMutexLock lock(&shard.mu);
+    RankedMutexLock lock(&shard.mu);
     // An open of this process may have come in between.
     if (reference->owners_.fetch_sub(1, std::memory_order_acq_rel) > 1) return Dropped::kNothing;
     slot = reference->slot_;
@@ -246,7 +246,7 @@ absl::StatusOr<References::Opened> References::OpenOnce(const HandleBits& handle
   };
   Reference* reference;
   {
-    HotMutexLock lock(&shard.mu);
+    RankedMutexLock lock(&shard.mu);
     if (auto it = shard.by_granule.find(granule.value()); it != shard.by_granule.end()) {
       reference = it->second;
       if (reference->generation_ != handle.generation || reference->offset_ != handle.offset()) {
@@ -328,12 +328,12 @@ void References::Park(Reference* reference) {
   const GranuleId granule = reference->granule();
   Shard& shard = ShardOf(granule);
   {
-    HotMutexLock lock(&shard.mu);
+    RankedMutexLock lock(&shard.mu);
     if (!reference->parked_) {
       reference->parked_ = true;
       reference->parked_refs_ =
           BlockWord(range_->WordOf(granule).load(std::memory_order_acquire)).refs();
-      HotMutexLock waiting(&waiting_mu_);
+      RankedMutexLock waiting(&waiting_mu_);
       parked_.push_back(granule);
       any_waiting_.store(true, std::memory_order_relaxed);
       return;
@@ -347,7 +347,7 @@ void References::Park(Reference* reference) {
 bool References::TryUnpark(GranuleId granule, bool always, std::vector<PoolOffset>* to_free) {
   Reference* reference;
   {
-    HotMutexLock lock(&ShardOf(granule).mu);
+    RankedMutexLock lock(&ShardOf(granule).mu);
     auto& by_granule = ShardOf(granule).by_granule;
     const auto it = by_granule.find(granule.value());
     if (it == by_granule.end() || !it->second->parked_) return true;
@@ -371,7 +371,7 @@ std::vector<PoolOffset> References::SettleSome(size_t most_parked, bool always) 
   std::vector<Pending> pending;
   std::vector<GranuleId> parked;
   {
-    HotMutexLock lock(&waiting_mu_);
+    RankedMutexLock lock(&waiting_mu_);
     pending.swap(pending_);
     while (!parked_.empty() && parked.size() < most_parked) {
       parked.push_back(parked_.front());
@@ -389,7 +389,7 @@ std::vector<PoolOffset> References::SettleSome(size_t most_parked, bool always) 
   for (const GranuleId granule : parked) {
     if (!TryUnpark(granule, always, &to_free)) still_parked.push_back(granule);
   }
-  HotMutexLock lock(&waiting_mu_);
+  RankedMutexLock lock(&waiting_mu_);
   parked_.insert(parked_.end(), still_parked.begin(), still_parked.end());
   any_waiting_.store(!pending_.empty() || !parked_.empty(), std::memory_order_relaxed);
   return to_free;

@@ -37,7 +37,6 @@
 #include "allocator/lock_rank.h"
 #include "allocator/units.h"
 #include "client/address_range.h"
-#include "client/hot_mutex.h"
 #include "client/session_cache.h"
 #include "proto/layout/handle_bits.h"
 #include "proto/layout/session_segment.h"
@@ -138,7 +137,7 @@ class References {
  private:
   static constexpr size_t kShards = 64;
   struct alignas(64) Shard {
-    HotMutex mu{LockRank::kSession};
+    RankedMutex mu{LockRank::kSession};
     absl::flat_hash_map<uint64_t, Reference*> by_granule ABSL_GUARDED_BY(mu);
   };
   // A release that met a frozen word. The slot is RELEASING.
@@ -186,11 +185,11 @@ class References {
 
   Shard shards_[kShards];
 
-  HotMutex slots_mu_{LockRank::kLeaf};
+  RankedMutex slots_mu_{LockRank::kLeaf};
   std::vector<uint32_t> free_slots_ ABSL_GUARDED_BY(slots_mu_);
   uint32_t slots_used_ ABSL_GUARDED_BY(slots_mu_) = 0;
 
-  HotMutex waiting_mu_{LockRank::kLeaf};
+  RankedMutex waiting_mu_{LockRank::kLeaf};
   std::vector<Pending> pending_ ABSL_GUARDED_BY(waiting_mu_);
   // Looked at in turn; an entry whose reference is no longer parked is dropped when its turn comes.
   std::deque<GranuleId> parked_ ABSL_GUARDED_BY(waiting_mu_);

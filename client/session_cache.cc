@@ -77,7 +77,7 @@ SessionCache::SessionCache(uint64_t limit_bytes, SpanSource* source, AddressRang
 SessionCache::~SessionCache() = default;
 
 ClientSpan* SessionCache::NewRecord() {
-  HotMutexLock lock(&mu_);
+  RankedMutexLock lock(&mu_);
   if (free_records_ == nullptr) {
     record_chunks_.push_back(std::make_unique<ClientSpan[]>(kRecordsPerChunk));
     for (size_t i = 0; i < kRecordsPerChunk; ++i) {
@@ -93,7 +93,7 @@ ClientSpan* SessionCache::NewRecord() {
 }
 
 void SessionCache::FreeRecord(ClientSpan* span) {
-  HotMutexLock lock(&mu_);
+  RankedMutexLock lock(&mu_);
   span->next = free_records_;
   free_records_ = span;
 }
@@ -172,7 +172,7 @@ absl::StatusOr<SessionCache::Taken> SessionCache::Take(CacheClass c, absl::Span<
   // that grants what was not asked for.
   for (int round = 0; round < kMaxFetchRounds; ++round) {
     {
-      HotMutexLock lock(&cache.mu);
+      RankedMutexLock lock(&cache.mu);
       taken.blocks = TakeLocked(c, cache, blocks, alignment);
       if (taken.blocks == 0 && cache.spans_to_sweep > 0 &&
           SweepLocked(cache, static_cast<uint32_t>(blocks.size())) > 0) {
@@ -214,7 +214,7 @@ void SessionCache::Give(CacheClass c, absl::Span<void* const> blocks, const void
   absl::InlinedVector<std::pair<void*, Misuse::Kind>, 4> misuses;
   bool surplus = false;
   {
-    HotMutexLock lock(&cache.mu);
+    RankedMutexLock lock(&cache.mu);
     for (void* block : blocks) {
       const PoolOffset offset = range_->OffsetOf(block);
       ClientSpan* const span = pages_->SpanOf(PageOf(offset));
@@ -268,7 +268,7 @@ void SessionCache::LetGo(PoolOffset offset) {
   ClientSpan* const span = pages_->SpanOf(PageOf(offset));
   SPANPOOL_CHECK(span != nullptr);  // the caller holds a block of it
   ClassCache& cache = CacheOf(CacheClass(span->cache_class.load(std::memory_order_relaxed)));
-  HotMutexLock lock(&cache.mu);
+  RankedMutexLock lock(&cache.mu);
   const uint32_t index = span->BlockAt(offset);
   SPANPOOL_CHECK(index < span->blocks && !span->IsFree(index) && !span->IsElsewhere(index));
   SetAwayLocked(cache, span, index);
@@ -337,7 +337,7 @@ void SessionCache::RetireLocked(ClassCache& cache, ClientSpan* span) {
   const uint64_t bytes = Bytes(span->pages.count);
   bytes_on_loan_.fetch_sub(bytes, std::memory_order_relaxed);
   {
-    HotMutexLock lock(&mu_);
+    RankedMutexLock lock(&mu_);
     returns_.push_back(span->sequence);
     returns_bytes_ += bytes;
   }
@@ -364,7 +364,7 @@ absl::StatusOr<ExchangeResult> SessionCache::ExchangeNow(absl::Span<const SpanWi
     ++returning_;
   }
   {
-    HotMutexLock lock(&mu_);
+    RankedMutexLock lock(&mu_);
     const size_t count = std::min(returns_.size(), kReturnsPerMessage);
     returns.assign(returns_.end() - static_cast<ptrdiff_t>(count), returns_.end());
     returns_.resize(returns_.size() - count);
@@ -402,7 +402,7 @@ uint32_t SessionCache::AdoptAll(const ExchangeResult& result, SpanClass wanted,
     }
   }
   if (!later.empty() && wake_()) {
-    HotMutexLock lock(&mu_);
+    RankedMutexLock lock(&mu_);
     to_prefault_.insert(to_prefault_.end(), later.begin(), later.end());
   }
   return got;
@@ -418,7 +418,7 @@ absl::Status SessionCache::Fetch(CacheClass c, PageCount alignment) {
   absl::InlinedVector<SpanWish, kNumSizeClasses + 1> wishes;
   {
     ClassCache& cache = CacheOf(c);
-    HotMutexLock lock(&cache.mu);
+    RankedMutexLock lock(&cache.mu);
     wishes.push_back(NextWishLocked(c, cache));
     if (alignment > PageCount(1)) {
       wishes[0].spans = 1;
@@ -456,20 +456,20 @@ void SessionCache::CheckLowLocked(CacheClass c, ClassCache& cache) {
   if (prefetch_paused_.load(std::memory_order_relaxed)) return;
   if (!wake_()) return;
   cache.running_low = true;
-  HotMutexLock lock(&mu_);
+  RankedMutexLock lock(&mu_);
   low_classes_.push_back(c);
 }
 
 void SessionCache::KeepHouse() {
   std::vector<CacheClass> low;
   {
-    HotMutexLock lock(&mu_);
+    RankedMutexLock lock(&mu_);
     low.swap(low_classes_);
   }
   std::vector<SpanWish> wishes;
   for (const CacheClass c : low) {
     ClassCache& cache = CacheOf(c);
-    HotMutexLock lock(&cache.mu);
+    RankedMutexLock lock(&cache.mu);
     cache.running_low = false;
     if (SweepLocked(cache, static_cast<uint32_t>(BatchOf(c))) > 0) continue;
     if (wishes.size() < kMaxWishes) wishes.push_back(NextWishLocked(c, cache));
@@ -485,7 +485,7 @@ void SessionCache::KeepHouse() {
   }  // else the thread that comes to need a span will say so
   std::vector<PageRange> to_prefault;
   {
-    HotMutexLock lock(&mu_);
+    RankedMutexLock lock(&mu_);
     to_prefault.swap(to_prefault_);
   }
   for (const PageRange& pages : to_prefault) Prefault(pages);
@@ -494,7 +494,7 @@ void SessionCache::KeepHouse() {
 void SessionCache::GiveBackHalf() {
   for (size_t i = 0; i < kCacheClasses; ++i) {
     ClassCache& cache = classes_[i];
-    HotMutexLock lock(&cache.mu);
+    RankedMutexLock lock(&cache.mu);
     RetireHalfLocked(cache);
   }
   FlushReturns().IgnoreError();
@@ -511,7 +511,7 @@ void SessionCache::RetireHalfLocked(ClassCache& cache) {
 absl::Status SessionCache::FlushReturns() {
   size_t messages;
   {
-    HotMutexLock lock(&mu_);
+    RankedMutexLock lock(&mu_);
     messages = (returns_.size() + kReturnsPerMessage - 1) / kReturnsPerMessage;
   }
   // Counted first: answers may bring more to return.
@@ -544,7 +544,7 @@ bool SessionCache::ValidGrant(const SpanGrant& grant) const {
 
 absl::Status SessionCache::Adopt(const SpanGrant& grant) {
   const auto refuse = [&](absl::Status status) {
-    HotMutexLock lock(&mu_);
+    RankedMutexLock lock(&mu_);
     returns_.push_back(grant.sequence);
     return status;
   };
@@ -589,7 +589,7 @@ absl::Status SessionCache::Adopt(const SpanGrant& grant) {
   bytes_on_loan_.fetch_add(Bytes(grant.pages.count), std::memory_order_relaxed);
 
   ClassCache& cache = CacheOf(c);
-  HotMutexLock lock(&cache.mu);
+  RankedMutexLock lock(&cache.mu);
   pages_->Add(span);
   for (uint32_t index = 0; index < span->blocks; ++index) {
     const bool in_use =
@@ -610,7 +610,7 @@ absl::Status SessionCache::Adopt(const SpanGrant& grant) {
 
 void SessionCache::ReturnSurplus() {
   {
-    HotMutexLock lock(&mu_);
+    RankedMutexLock lock(&mu_);
     if (returns_.size() < 64 && returns_bytes_ < idle_cap_bytes_ / 4) return;
   }
   // A failure keeps the source's memory of the returns; they go with the next message.
@@ -621,7 +621,7 @@ absl::StatusOr<uint64_t> SessionCache::Reclaim() {
   uint64_t bytes = 0;
   for (size_t i = 0; i < kCacheClasses; ++i) {
     ClassCache& cache = classes_[i];
-    HotMutexLock lock(&cache.mu);
+    RankedMutexLock lock(&cache.mu);
     for (ClientSpan* span = cache.to_sweep.front(); span != nullptr;) {
       ClientSpan* const next = span->next_away;
       SweepSpanLocked(cache, span, /*all=*/true);
@@ -646,7 +646,7 @@ absl::StatusOr<uint64_t> SessionCache::Reclaim() {
 absl::Status SessionCache::ReturnAll() {
   for (size_t i = 0; i < kCacheClasses; ++i) {
     ClassCache& cache = classes_[i];
-    HotMutexLock lock(&cache.mu);
+    RankedMutexLock lock(&cache.mu);
     for (SpanList* list : {&cache.idle, &cache.partial, &cache.full}) {
       while (list->front() != nullptr) RetireLocked(cache, list->front());
     }
@@ -659,7 +659,7 @@ void SessionCache::CheckInvariants() {
   uint64_t loan_bytes = 0;
   for (size_t i = 0; i < kCacheClasses; ++i) {
     ClassCache& cache = classes_[i];
-    HotMutexLock lock(&cache.mu);
+    RankedMutexLock lock(&cache.mu);
     uint32_t to_sweep = 0;
     for (ClientSpan* span = cache.to_sweep.front(); span != nullptr; span = span->next_away) {
       SPANPOOL_CHECK_GT(span->away, 0u);

@@ -45,7 +45,6 @@
 #include "client/address_range.h"
 #include "client/cache_class.h"
 #include "client/client_span.h"
-#include "client/hot_mutex.h"
 #include "client/misuse.h"
 #include "client/page_map.h"
 #include "client/span_source.h"
@@ -129,7 +128,7 @@ class SessionCache {
   using SweepList = List<&ClientSpan::next_away, &ClientSpan::previous_away>;
 
   struct alignas(64) ClassCache {
-    HotMutex mu{LockRank::kSessionCache};
+    RankedMutex mu{LockRank::kSessionCache};
     SpanList partial ABSL_GUARDED_BY(mu);
     SpanList full ABSL_GUARDED_BY(mu);
     SpanList idle ABSL_GUARDED_BY(mu);
@@ -205,7 +204,7 @@ class SessionCache {
   absl::Mutex returning_mu_;
   int returning_ ABSL_GUARDED_BY(returning_mu_) = 0;
 
-  HotMutex mu_{LockRank::kLeaf};
+  RankedMutex mu_{LockRank::kLeaf};
   std::vector<GrantSequence> returns_ ABSL_GUARDED_BY(mu_);  // wait for a message to ride in
   uint64_t returns_bytes_ ABSL_GUARDED_BY(mu_) = 0;
   std::vector<CacheClass> low_classes_ ABSL_GUARDED_BY(mu_);

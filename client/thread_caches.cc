@@ -15,8 +15,8 @@
 #include <vector>
 
 #include "allocator/check.h"
+#include "allocator/lock_rank.h"
 #include "allocator/size_classes.h"
-#include "client/hot_mutex.h"
 
 namespace spanpool::internal {
 namespace {
@@ -58,7 +58,7 @@ void Fence() {
   SPANPOOL_CHECK_EQ(done, 0);  // registered
 }
 
-constinit HotMutex registry_mu{LockRank::kSessionTable};
+constinit RankedMutex registry_mu{LockRank::kSessionTable};
 constinit ThreadCaches* sessions ABSL_GUARDED_BY(registry_mu) = nullptr;
 
 }  // namespace
@@ -73,7 +73,7 @@ struct ThreadCaches::OwnedCache : ThreadCache {
   OwnedCache* previous = nullptr;
   uint64_t refills = 0;  // as `allocations`
 
-  HotMutex mu{LockRank::kSession};
+  RankedMutex mu{LockRank::kSession};
   uint64_t room_bytes ABSL_GUARDED_BY(mu) = 0;        // sum of (limit - floor) × block bytes
   uint16_t refill[kStacks] ABSL_GUARDED_BY(mu) = {};  // blocks to take next time; 0 = a batch
 
@@ -122,13 +122,13 @@ void ThreadCaches::Retire(OwnedCache* cache) {
   ThreadCaches* owner;
   bool alive = false;
   {
-    HotMutexLock lock(&registry_mu);
+    RankedMutexLock lock(&registry_mu);
     owner = cache->owner.load(std::memory_order_relaxed);
     alive = owner != nullptr && owner->life_->TryRef();
   }
   if (alive) owner->Drain(cache, nullptr);
   {
-    HotMutexLock lock(&registry_mu);
+    RankedMutexLock lock(&registry_mu);
     // Orphaned, perhaps meanwhile: nobody else knows it any more.
     owner = cache->owner.load(std::memory_order_relaxed);
     if (owner != nullptr) {
@@ -187,7 +187,7 @@ ThreadCaches::ThreadCaches(uint64_t limit_bytes, AddressRange* range, PageMap* p
   static const int registered =
       pthread_atfork(&BeforeFork, &AfterForkInParent, &ForkHandlers::InChild);
   SPANPOOL_CHECK_EQ(registered, 0);
-  HotMutexLock lock(&registry_mu);
+  RankedMutexLock lock(&registry_mu);
   next_ = sessions;
   if (sessions != nullptr) sessions->previous_ = this;
   sessions = this;
@@ -196,7 +196,7 @@ ThreadCaches::ThreadCaches(uint64_t limit_bytes, AddressRange* range, PageMap* p
 ThreadCaches::~ThreadCaches() {
   OwnedCache* spare;
   {
-    HotMutexLock lock(&registry_mu);
+    RankedMutexLock lock(&registry_mu);
     (previous_ != nullptr ? previous_->next_ : sessions) = next_;
     if (next_ != nullptr) next_->previous_ = previous_;
     for (OwnedCache* cache = caches_; cache != nullptr;) {
@@ -219,7 +219,7 @@ ThreadCaches::~ThreadCaches() {
 }
 
 void ThreadCaches::SetSessionKey(const void* session) {
-  HotMutexLock lock(&registry_mu);
+  RankedMutexLock lock(&registry_mu);
   session_key_ = session;
   for (OwnedCache* cache = caches_; cache != nullptr; cache = cache->next) {
     cache->session.store(session, std::memory_order_release);
@@ -228,7 +228,7 @@ void ThreadCaches::SetSessionKey(const void* session) {
 
 ThreadCaches::OwnedCache* ThreadCaches::NewCache() {
   {
-    HotMutexLock lock(&registry_mu);
+    RankedMutexLock lock(&registry_mu);
     if (OwnedCache* cache = spare_; cache != nullptr) {
       spare_ = cache->next;
       cache->next = nullptr;
@@ -284,7 +284,7 @@ ThreadCaches::OwnedCache* ThreadCaches::Mine() {
   OwnedCache* const cache = NewCache();
   if (cache == nullptr) return nullptr;
   {
-    HotMutexLock lock(&registry_mu);
+    RankedMutexLock lock(&registry_mu);
     cache->allocations = 0;
     cache->refills = 0;
     cache->next = caches_;
@@ -314,7 +314,7 @@ absl::StatusOr<void*> ThreadCaches::Allocate(CacheClass c) {
   const uint64_t block_bytes = BlockBytesOf(c);
   size_t wanted;
   {
-    HotMutexLock lock(&mine->mu);
+    RankedMutexLock lock(&mine->mu);
     if (stack.top != stack.floor) {
       void* const block = *--stack.top;
       CountOne(&mine->allocations);
@@ -336,7 +336,7 @@ absl::StatusOr<void*> ThreadCaches::Allocate(CacheClass c) {
   if (taken->waited) CountOne(&mine->refills);
   size_t kept = 0;
   {
-    HotMutexLock lock(&mine->mu);
+    RankedMutexLock lock(&mine->mu);
     const size_t extra = taken->blocks - 1;
     if (static_cast<size_t>(stack.limit - stack.floor) < extra) {
       mine->room_bytes += (extra - static_cast<size_t>(stack.limit - stack.floor)) * block_bytes;
@@ -364,7 +364,7 @@ void ThreadCaches::Free(CacheClass c, void* block, const void* call_site) {
   void* moved[kMaxMove];
   size_t count = 0;
   {
-    HotMutexLock lock(&mine->mu);
+    RankedMutexLock lock(&mine->mu);
     if (stack.top == stack.limit) {
       const auto room = static_cast<size_t>(stack.limit - stack.floor);
       const size_t capacity = StackCapacityOf(c);
@@ -398,10 +398,10 @@ void ThreadCaches::DrainOthers() {
   OwnedCache* const mine = FindMine();
   std::vector<std::pair<CacheClass, std::vector<void*>>> drained;
   {
-    HotMutexLock lock(&registry_mu);
+    RankedMutexLock lock(&registry_mu);
     for (OwnedCache* cache = caches_; cache != nullptr; cache = cache->next) {
       if (cache == mine) continue;
-      HotMutexLock cache_lock(&cache->mu);
+      RankedMutexLock cache_lock(&cache->mu);
       cache->session.store(nullptr, std::memory_order_seq_cst);
       cache->core.store(nullptr, std::memory_order_seq_cst);
       Fence();
@@ -438,7 +438,7 @@ void ThreadCaches::Drain(OwnedCache* cache, const void* call_site) {
     for (;;) {
       size_t count;
       {
-        HotMutexLock lock(&cache->mu);
+        RankedMutexLock lock(&cache->mu);
         count = cache->PopSome(index, moved);
       }
       if (count == 0) break;
@@ -452,7 +452,7 @@ void ThreadCaches::DrainMine() {
 }
 
 ThreadCaches::Counts ThreadCaches::counts() {
-  HotMutexLock lock(&registry_mu);
+  RankedMutexLock lock(&registry_mu);
   Counts counts = ended_;
   for (OwnedCache* cache = caches_; cache != nullptr; cache = cache->next) {
     counts.allocations += ReadCount(&cache->allocations);

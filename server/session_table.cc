@@ -32,14 +32,14 @@ std::shared_ptr<Session> SessionTable::Find(absl::string_view token) const {
   SessionToken key;
   if (token.size() != key.size()) return nullptr;
   std::copy(token.begin(), token.end(), key.begin());
-  RankedReaderLock lock(&mu_);
+  RankedMutexLock lock(&mu_);
   const auto it = sessions_.find(key);
   return it == sessions_.end() ? nullptr : it->second;
 }
 
 std::vector<std::shared_ptr<Session>> SessionTable::Snapshot(const Pool* pool) const {
   std::vector<std::shared_ptr<Session>> sessions;
-  RankedReaderLock lock(&mu_);
+  RankedMutexLock lock(&mu_);
   sessions.reserve(sessions_.size());
   for (const auto& [token, session] : sessions_) {
     if (pool == nullptr || &session->pool() == pool) sessions.push_back(session);
@@ -48,7 +48,7 @@ std::vector<std::shared_ptr<Session>> SessionTable::Snapshot(const Pool* pool) c
 }
 
 absl::Status SessionTable::RoomFor(uid_t uid) const {
-  RankedReaderLock lock(&mu_);
+  RankedMutexLock lock(&mu_);
   return RoomForLocked(uid);
 }
 

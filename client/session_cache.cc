@@ -617,9 +617,9 @@ void SessionCache::ReturnSurplus() {
   (void)ExchangeNow({});
 }
 
-absl::StatusOr<uint64_t> SessionCache::Reclaim() {
+absl::StatusOr<uint64_t> SessionCache::Reclaim(uint64_t enough) {
   uint64_t bytes = 0;
-  for (size_t i = 0; i < kCacheClasses; ++i) {
+  for (size_t i = 0; i < kCacheClasses && bytes < enough; ++i) {
     ClassCache& cache = classes_[i];
     RankedMutexLock lock(&cache.mu);
     for (ClientSpan* span = cache.to_sweep.front(); span != nullptr;) {
@@ -628,7 +628,7 @@ absl::StatusOr<uint64_t> SessionCache::Reclaim() {
       span = next;
     }
     for (SpanList* list : {&cache.idle, &cache.partial, &cache.full}) {
-      for (ClientSpan* span = list->front(); span != nullptr;) {
+      for (ClientSpan* span = list->front(); span != nullptr && bytes < enough;) {
         ClientSpan* const next = span->next;
         if (span->returnable()) {
           bytes += Bytes(span->pages.count);

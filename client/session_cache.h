@@ -85,9 +85,9 @@ class SessionCache {
   // caller holds the block.
   void LetGo(PoolOffset offset);
 
-  // Sweeps every span, hints or not, and returns every span that no block keeps here. Returns the
-  // number of bytes given back.
-  absl::StatusOr<uint64_t> Reclaim();
+  // Sweeps every span, hints or not, and returns spans that no block keeps here: every one, or
+  // until `enough` bytes are given back. Returns the number of bytes given back.
+  absl::StatusOr<uint64_t> Reclaim(uint64_t enough = UINT64_MAX);
 
   // Asks for more of the classes that are about to run dry, and sends what waits to be returned.
   // Not at the same time from two threads.

@@ -81,16 +81,18 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(DaemonConfig config) {
 Daemon::Daemon(DaemonConfig config, RunDirectory run_directory)
     : config_(std::move(config)),
       run_directory_(std::move(run_directory)),
-      sessions_(config_.max_sessions, geteuid()) {}
+      sessions_(config_.max_sessions, geteuid()),
+      recaller_(&sessions_) {}
 
 absl::Status Daemon::Serve() {
   RaiseDescriptorLimit(config_);
   std::vector<Pool*> pools;
-  std::vector<const Pool*> const_pools;
   for (const PoolConfig& config : config_.pools) {
     pools_.push_back(std::make_unique<Pool>(config, &memory_, &sessions_));
     pools.push_back(pools_.back().get());
-    const_pools.push_back(pools_.back().get());
+    pools_.back()->SetShortageCallback([this](const Session& session, uint64_t bytes) {
+      recaller_.AskOthers(session, bytes, absl::Now());
+    });
   }
   housekeeper_ = std::make_unique<Housekeeper>(pools);
   reaper_ = std::make_unique<Reaper>();
@@ -101,7 +103,7 @@ absl::Status Daemon::Serve() {
   auto attach_socket = run_directory_.Listen(layout::kAttachSocketName, SOCK_SEQPACKET);
   if (!attach_socket.ok()) return attach_socket.status();
   attach_server_ = std::make_unique<AttachServer>(*std::move(attach_socket), pools, &sessions_,
-                                                  reaper_.get(), loop_.get());
+                                                  reaper_.get(), &recaller_, loop_.get());
   if (absl::Status status = attach_server_->Start(); !status.ok()) return status;
 
   grpc::EnableDefaultHealthCheckService(true);
@@ -109,8 +111,8 @@ absl::Status Daemon::Serve() {
   grpc::ResourceQuota quota("spanpoold");
   quota.Resize(kGrpcQuotaBytes);
   quota.SetMaxThreads(static_cast<int>(config_.max_threads));
-  if (absl::Status status =
-          StartFront(&admins_, std::make_unique<AdminService>(const_pools, absl::Now()), quota);
+  if (absl::Status status = StartFront(
+          &admins_, std::make_unique<AdminService>(pools, &recaller_, absl::Now()), quota);
       !status.ok()) {
     return status;
   }
@@ -193,6 +195,7 @@ void Daemon::Stop() {
     // A server that is shutting down must not be given another connection.
     stopped_listening.WaitForNotification();
   }
+  recaller_.Stop();
   for (const std::unique_ptr<Pool>& pool : pools_) pool->Stop();
   const auto deadline = absl::ToChronoTime(absl::Now() + config_.grace);
   for (Front* front : {&admins_, &others_}) {

@@ -26,6 +26,7 @@
 #include "server/pool.h"
 #include "server/pool_service.h"
 #include "server/reaper.h"
+#include "server/recaller.h"
 #include "server/run_directory.h"
 #include "server/session_table.h"
 
@@ -68,6 +69,7 @@ class Daemon {
   std::vector<std::unique_ptr<Pool>> pools_;
   std::unique_ptr<Housekeeper> housekeeper_;
   std::unique_ptr<Reaper> reaper_;
+  Recaller recaller_;
   std::unique_ptr<EventLoop> loop_;
   std::unique_ptr<AttachServer> attach_server_;
   Front admins_;

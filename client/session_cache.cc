@@ -460,14 +460,14 @@ void SessionCache::CheckLowLocked(CacheClass c, ClassCache& cache) {
   low_classes_.push_back(c);
 }
 
+std::vector<CacheClass> SessionCache::TakeLowClasses() {
+  RankedMutexLock lock(&mu_);
+  return std::exchange(low_classes_, {});
+}
+
 void SessionCache::KeepHouse() {
-  std::vector<CacheClass> low;
-  {
-    RankedMutexLock lock(&mu_);
-    low.swap(low_classes_);
-  }
   std::vector<SpanWish> wishes;
-  for (const CacheClass c : low) {
+  for (const CacheClass c : TakeLowClasses()) {
     ClassCache& cache = CacheOf(c);
     RankedMutexLock lock(&cache.mu);
     cache.running_low = false;
@@ -618,6 +618,12 @@ void SessionCache::ReturnSurplus() {
 }
 
 absl::StatusOr<uint64_t> SessionCache::Reclaim(uint64_t enough) {
+  // Nothing is asked for ahead of need while memory is short.
+  for (const CacheClass c : TakeLowClasses()) {
+    ClassCache& cache = CacheOf(c);
+    RankedMutexLock lock(&cache.mu);
+    cache.running_low = false;
+  }
   uint64_t bytes = 0;
   for (size_t i = 0; i < kCacheClasses && bytes < enough; ++i) {
     ClassCache& cache = classes_[i];

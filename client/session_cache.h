@@ -160,6 +160,8 @@ class SessionCache {
 
   // Notes that `c` should be prefetched, if it should.
   void CheckLowLocked(CacheClass c, ClassCache& cache) ABSL_EXCLUSIVE_LOCKS_REQUIRED(cache.mu);
+  // The classes noted since the last call. The caller clears their `running_low`.
+  std::vector<CacheClass> TakeLowClasses();
   // The next batch to ask for.
   SpanWish NextWishLocked(CacheClass c, ClassCache& cache) ABSL_EXCLUSIVE_LOCKS_REQUIRED(cache.mu);
   // Sends what waits to be returned, if enough has gathered to be worth a message.

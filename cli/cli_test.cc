@@ -120,6 +120,15 @@ TEST_F(CliTest, HealthIsServingWhileTheDaemonRunsAndAnErrorAfter) {
   EXPECT_THAT(ran.text, HasSubstr("start one with `spanpoold --run_dir " + run_dir_));
 }
 
+TEST_F(CliTest, HealthOfAPoolIsTheDaemonsAndThatOfNoPoolAnError) {
+  Ran ran = RunCommand(Target() + "--pool default health");
+  EXPECT_EQ(ran.exit, 0) << ran.text;
+  EXPECT_EQ(ran.text, "SERVING\n");
+  ran = RunCommand(Target() + "--pool nope health");
+  EXPECT_EQ(ran.exit, 1);
+  EXPECT_EQ(ran.text, "spanpool: there is no pool \"nope\"\n");
+}
+
 TEST_F(CliTest, AKilledDaemonIsToldFromOneThatNeverWas) {
   Stop(SIGKILL);
   const Ran ran = RunCommand(Target() + "status");

@@ -33,8 +33,9 @@ absl::StatusOr<std::string> Trim(const Options& options);
 // The same, of an answer at hand.
 std::string RenderTrim(const v1::TrimResponse& response, const Options& options);
 
-// `health`: whether the daemon serves.
+// `health`: whether the daemon serves, and the pool, if one is named.
 //   UNAVAILABLE  it does not (it is stopping)
+//   NOT_FOUND    no daemon, or no such pool
 absl::StatusOr<std::string> Health(const Options& options);
 
 }  // namespace spanpool::cli

@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "server/log.h"
 #include "server/session.h"
@@ -56,6 +57,28 @@ grpc::Status Denied() {
 
 }  // namespace
 
+class AdminService::Call {
+ public:
+  explicit Call(AdminService* service) : service_(service) {
+    RankedMutexLock lock(&service_->mu_);
+    ++service_->calls_;
+  }
+  ~Call() {
+    RankedMutexLock lock(&service_->mu_);
+    --service_->calls_;
+  }
+
+ private:
+  AdminService* const service_;
+};
+
+void AdminService::AwaitIdle(absl::Time deadline) {
+  RankedMutexLock lock(&mu_);
+  mu_.AwaitWithDeadline(absl::Condition(
+                            +[](int* calls) { return *calls == 0; }, &calls_),
+                        deadline);
+}
+
 std::vector<Pool*> AdminService::PoolsOf(const std::string& name) const {
   if (name.empty()) return pools_;
   std::vector<Pool*> found;
@@ -66,6 +89,7 @@ std::vector<Pool*> AdminService::PoolsOf(const std::string& name) const {
 
 grpc::Status AdminService::GetStatus(grpc::ServerContext*, const v1::GetStatusRequest* request,
                                      v1::GetStatusResponse* response) {
+  const Call call(this);
   response->set_version(kVersion);
   response->set_pid(getpid());
   response->set_uptime_seconds(absl::ToDoubleSeconds(absl::Now() - started_));
@@ -77,6 +101,7 @@ grpc::Status AdminService::GetStatus(grpc::ServerContext*, const v1::GetStatusRe
 
 grpc::Status AdminService::Trim(grpc::ServerContext*, const v1::TrimRequest* request,
                                 v1::TrimResponse* response) {
+  const Call call(this);
   const std::vector<Pool*> pools = PoolsOf(request->pool());
   if (pools.empty()) return NoPool(request->pool());
   const absl::Duration wait =

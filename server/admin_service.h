@@ -11,7 +11,9 @@
 #include <string>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/time/time.h"
+#include "allocator/lock_rank.h"
 #include "grpcpp/server_context.h"
 #include "server/pool.h"
 #include "server/recaller.h"
@@ -33,13 +35,22 @@ class AdminService final : public v1::Admin::Service {
   grpc::Status Trim(grpc::ServerContext* context, const v1::TrimRequest* request,
                     v1::TrimResponse* response) override;
 
+  // Waits until no call is being worked on, at most until `deadline`.
+  void AwaitIdle(absl::Time deadline) ABSL_LOCKS_EXCLUDED(mu_);
+
  private:
+  // A call that is being worked on.
+  class Call;
+
   // The pools that `name` means: that one, or all if it is empty. None = there is no such pool.
   std::vector<Pool*> PoolsOf(const std::string& name) const;
 
   const std::vector<Pool*> pools_;
   Recaller* const recaller_;
   const absl::Time started_;
+
+  RankedMutex mu_{LockRank::kLeaf};
+  int calls_ ABSL_GUARDED_BY(mu_) = 0;
 };
 
 class DeniedAdminService final : public v1::Admin::Service {

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "allocator/heap.h"
@@ -30,8 +31,13 @@ constexpr size_t kGrpcQuotaBytes = 256 << 20;
 // An Exchange stream and a few short calls are all that a client has on a connection.
 constexpr int kMaxStreamsPerConnection = 16;
 constexpr int kIdleConnectionMs = 600'000;
+// How long the last answers may take on their way out.
+constexpr absl::Duration kCloseGrace = absl::Milliseconds(50);
 // Descriptors of one session: lifeline, pidfd, segment, and twice its gRPC connection.
 constexpr uint64_t kDescriptorsPerSession = 5;
+
+// What a pool is called to the health service, which knows it beside "", the daemon.
+std::string HealthServiceOf(const std::string& pool) { return absl::StrCat("pool/", pool); }
 
 // Makes room for as many descriptors as the sessions and arenas need, as far as this process may.
 void RaiseDescriptorLimit(const DaemonConfig& config) {
@@ -158,6 +164,9 @@ absl::Status Daemon::StartFront(Front* front, std::unique_ptr<v1::Admin::Service
   front->pool_service->Register(&builder);
   front->server = builder.BuildAndStart();
   if (front->server == nullptr) return absl::InternalError("gRPC server could not be started");
+  for (const std::unique_ptr<Pool>& pool : pools_) {
+    front->server->GetHealthCheckService()->SetServingStatus(HealthServiceOf(pool->name()), true);
+  }
   front->pool_service->Start(kExchangeThreads);
   return absl::OkStatus();
 }
@@ -197,11 +206,20 @@ void Daemon::Stop() {
   }
   recaller_.Stop();
   for (const std::unique_ptr<Pool>& pool : pools_) pool->Stop();
-  const auto deadline = absl::ToChronoTime(absl::Now() + config_.grace);
+  const absl::Time deadline = absl::Now() + config_.grace;
+  for (Front* front : {&admins_, &others_}) {
+    if (front->server != nullptr) front->pool_service->Drain();
+  }
+  for (Front* front : {&admins_, &others_}) {
+    if (front->server != nullptr) front->pool_service->AwaitDrained(deadline);
+  }
+  if (admin_service_ != nullptr) admin_service_->AwaitIdle(deadline);
+  // gRPC waits for every client to acknowledge that the connection ends, and one that is idle does
+  // not listen. What has to be said has been handed to the kernel by now, or nearly so.
+  const auto close_by = absl::ToChronoTime(std::min(deadline, absl::Now() + kCloseGrace));
   for (Front* front : {&admins_, &others_}) {
     if (front->server == nullptr) continue;
-    front->pool_service->Drain();
-    front->server->Shutdown(deadline);
+    front->server->Shutdown(close_by);
     front->pool_service->Shutdown();
   }
   if (loop_ != nullptr) loop_->Stop();

@@ -2,7 +2,7 @@
 //
 // Start returns once it serves; Stop drains:
 //   health says NOT_SERVING ─▶ socket names go, listeners close ─▶ each stream ends with
-//   UNAVAILABLE after its answer ─▶ other calls may finish within the grace period ─▶ all ends
+//   UNAVAILABLE after its answer, other calls finish, within the grace period ─▶ all ends
 // Clients keep what they have mapped; their lifelines end.
 
 #ifndef SPANPOOL_SERVER_DAEMON_H_
@@ -72,6 +72,7 @@ class Daemon {
   Recaller recaller_;
   std::unique_ptr<EventLoop> loop_;
   std::unique_ptr<AttachServer> attach_server_;
+  AdminService* admin_service_ = nullptr;  // of admins_
   Front admins_;
   Front others_;
   std::unique_ptr<GrpcListener> grpc_listener_;

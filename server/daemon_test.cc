@@ -834,6 +834,43 @@ TEST_F(DaemonTest, AClientThatReadsNothingCannotHoldUpTheStop) {
   writer.join();
 }
 
+TEST(Stop, IdleClientsDoNotHoldItUp) {
+  const std::string config = testing::TempDir() + "/patient.textproto";
+  std::ofstream(config) << "grace_ms: 600000\n";
+  DaemonProcess daemon(kBinary, {"--config=" + config, "--limit=64MiB"});
+  ASSERT_TRUE(daemon.ready()) << daemon.Log();
+  RawClient attached(daemon.run_dir());
+  ASSERT_EQ(attached.Attach(), 0);
+  RawClient idle(daemon.run_dir());
+  ASSERT_EQ(idle.Attach(), 0);
+  RawClient::Call call = idle.Open();
+  v1::ExchangeResponse response;
+  ASSERT_TRUE(RawClient::Exchange(call, Want(kClassOf64, 1), &response));
+  EXPECT_EQ(daemon.Stop(SIGTERM), 0) << daemon.Log();  // long before its grace ends
+  EXPECT_FALSE(call.stream->Read(&response));
+  EXPECT_EQ(call.stream->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
+}
+
+TEST(Stop, ATrimThatWaitsForASilentSessionEndsEarlyWithItsAnswer) {
+  DaemonProcess daemon(kBinary, {"--limit=64MiB"});
+  ASSERT_TRUE(daemon.ready()) << daemon.Log();
+  RawClient silent(daemon.run_dir());
+  ASSERT_EQ(silent.Attach(), 0);
+  RawClient::Call call = silent.Open();
+  v1::ExchangeResponse response;
+  ASSERT_TRUE(RawClient::Exchange(call, Want(kClassOf64, 1), &response));
+  std::thread trim([&] {
+    v1::TrimRequest request;
+    request.set_wait_ms(60'000);
+    const v1::TrimResponse trimmed = Trim(daemon.run_dir(), request);
+    ASSERT_EQ(trimmed.pools_size(), 1);
+    EXPECT_EQ(trimmed.pools(0).silent_size(), 1);
+  });
+  ASSERT_TRUE(silent.Receive<layout::RecallNotice>().ok());  // the daemon waits for the answer
+  EXPECT_EQ(daemon.Stop(SIGTERM), 0) << daemon.Log();
+  trim.join();
+}
+
 // Starting.
 
 TEST(Start, WrongFlagsAreExitTwoWithOneLine) {

@@ -1,19 +1,12 @@
 // Suite `heap`: what the heap of allocator/ takes by itself, without a daemon.
 //
 //   span_lend_return_8k  Grant and Return of a span of one page, one thread; the memory is there
-//
-//   page_cached          one page through a page cache, refills under the heap's kind of lock
-//                        included
-//
-//   lend_2_threads       two threads lend and return spans of different classes: speed-up over one
-//
-//   fresh_arena          creating, sealing and backing a 64 MiB memfd arena, and where the time
-//                        goes
-//
-//   scavenge             1 GiB is used and freed: until a tenth of it is left behind the memfds at
-//                        the scavenger's own pace, and how long giving it back at once takes
-//
-//   metadata             bytes of the heap's own records over bytes of arenas, full of small spans
+//   page_cached          one page through a page cache, refills under a heap's lock included
+//   lend_2_threads       two threads lend and return spans of different classes: speedup over one
+//   fresh_arena          creating, sealing and backing an arena's memfd, and where the time goes
+//   scavenge             1 GiB is used and freed: seconds until the memfds have a tenth of it left,
+//                        and how long giving it back at once takes
+//   metadata             bytes of the heap's own records over bytes of arenas full of small spans
 //
 // Read ns figures as multiples of the probe's mutex_pair in the same case.
 
@@ -291,8 +284,7 @@ absl::StatusOr<Metrics> Scavenge(uint64_t bytes) {
   return Metrics{{"fall_s", "s", fall_s}, {"kept", "fraction", kept}, {"trim_ms", "ms", trim_ms}};
 }
 
-// Fills 4 arenas with one-page spans: as many records as there can be for so much memory. No memory
-// is put behind the pages; the records are the same.
+// Puts no memory behind pages: the records of a heap over it are what they would be with it.
 class NoMemory : public ArenaSource {
  public:
   absl::Status Create(ArenaIndex) override { return absl::OkStatus(); }
@@ -300,6 +292,7 @@ class NoMemory : public ArenaSource {
   absl::Status Discard(PageRange) override { return absl::OkStatus(); }
 };
 
+// Fills `bytes` of arenas with one-page spans: as many records as so much memory can have.
 absl::StatusOr<Metrics> MetadataFraction(size_t block_bytes, uint64_t bytes) {
   NoMemory source;
   Heap heap(HeapOptions{.limit_bytes = bytes, .reserve_bytes = 0}, &source, nullptr);

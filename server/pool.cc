@@ -341,6 +341,7 @@ void Pool::ReapSlot(Session& session, uint32_t index) {
       free_slot();
       return;
     case SlotState::kHeld:
+    case SlotState::kTransit:
     case SlotState::kAcquiring:
     case SlotState::kReleasing:
       break;
@@ -355,7 +356,7 @@ void Pool::ReapSlot(Session& session, uint32_t index) {
     free_slot();
     return;
   }
-  if (slot.state() == SlotState::kHeld) {
+  if (slot.counts()) {
     // The intent first: should this process die too, its successor finds it in the slot.
     shared.store(Slot(SlotState::kReleasing, slot.granule()).bits());
     DropReference(session, *word, slot.granule());

@@ -88,6 +88,9 @@ class ChannelRing {
   uint32_t capacity() const { return mask_ + 1; }
   // How many handles are in it, at some moment lately.
   uint32_t size() const;
+  // How many ever went in, and came out; either may be one behind.
+  uint64_t sent() const { return header_->tail.load(std::memory_order_relaxed); }
+  uint64_t received() const { return header_->head.load(std::memory_order_relaxed); }
 
  private:
   // An honest process fails once for each success of another, between its load and its

@@ -382,6 +382,12 @@ bool References::IsUnderWay(const Transit& transit) {
     const uint64_t bits = range_->WordOf(GranuleOf(transit.offset)).load(std::memory_order_acquire);
     return BlockWord(bits).IsUnderWay(slot.send_number());
   }
+  if (transit.channel.has_value()) {
+    // A channel that nobody has open: its entries are left as they were, for whoever gets the
+    // block.
+    const BlockWord word(range_->WordOf(transit.channel->granule).load(std::memory_order_acquire));
+    if (word.generation() != transit.channel->generation || !word.is_shared()) return false;
+  }
   const layout::SlotNote& note = notes_[transit.slot];
   auto* const entry = reinterpret_cast<uint64_t*>(
       range_->PointerTo(PoolOffset(note.entry.load(std::memory_order_relaxed))));
@@ -405,7 +411,7 @@ void References::Enlist(const Pending& pending) {
 
 void References::EnlistTransit(const Transit& transit) {
   RankedMutexLock lock(&mu_);
-  transits_.push_back({.slot = transit.slot, .offset = transit.offset});
+  transits_.push_back(transit);
   if (!any_waiting()) NoteWaitingLocked();
 }
 

@@ -28,6 +28,7 @@
 #include <atomic>
 #include <cstdint>
 #include <deque>
+#include <optional>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -74,6 +75,13 @@ struct Transit {
   uint32_t slot = 0;
   PoolOffset offset;
   bool owned = false;
+  // The block that its entry is in, if that is a shared one: once it is freed, nothing in it is
+  // under way.
+  struct Channel {
+    GranuleId granule;
+    uint64_t generation = 0;
+  };
+  std::optional<Channel> channel = std::nullopt;
 };
 
 class References {

@@ -128,6 +128,10 @@ void SessionCore::Unref() {
   if (owners_.fetch_sub(1, std::memory_order_acq_rel) == 1) delete this;
 }
 
+absl::Status SessionCore::CheckAttached() const {
+  return abandoned() ? InChild() : absl::OkStatus();
+}
+
 void SessionCore::AbandonInChild() {
   abandoned_.store(true, std::memory_order_relaxed);
   source_->AbandonInChild();

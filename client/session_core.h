@@ -58,12 +58,18 @@ class SessionCore final : public SessionLife {
   // A Session that takes over the caller's reference.
   static std::unique_ptr<Session> NewSession(SessionCore* core);
   static SessionCore* CoreOf(const Session& session);
+  // Null for an empty buffer.
+  static SessionCore* CoreOf(const Buffer& buffer) { return buffer.core_; }
 
   void Ref() { owners_.fetch_add(1, std::memory_order_relaxed); }
   bool TryRef() override;
   void Unref() override;
   void AbandonInChild() override;
   bool abandoned() const { return abandoned_.load(std::memory_order_relaxed); }
+  // FAILED_PRECONDITION in a forked child.
+  absl::Status CheckAttached() const;
+  bool writable() const { return writable_; }
+  uint32_t incarnation() const { return incarnation_; }
 
   // The Session object that the hot path answers to; null when it goes.
   void SetSession(const Session* session) { threads_->SetSessionKey(session); }

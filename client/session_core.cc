@@ -7,6 +7,7 @@
 #include <bit>
 #include <cerrno>
 #include <cstring>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -90,7 +91,9 @@ absl::Status SessionCore::Init(const layout::UniqueFd& session_segment) {
   threads_ =
       std::make_unique<ThreadCaches>(limit_bytes_, range_.get(), pages_.get(), cache_.get(), this);
   if (background_) {
-    housekeeper_ = std::make_unique<Housekeeper>([this] { return KeepHouse(absl::Now()); });
+    source_->SetNoticeCallback([this] { WakeHousekeeper(); });
+    housekeeper_ = std::make_unique<Housekeeper>([this] { return KeepHouse(absl::Now()); },
+                                                 source_->notice_fd());
   }
   return absl::OkStatus();
 }
@@ -124,6 +127,7 @@ void SessionCore::Unref() {
 void SessionCore::AbandonInChild() {
   abandoned_.store(true, std::memory_order_relaxed);
   source_->AbandonInChild();
+  if (housekeeper_ != nullptr) housekeeper_->AbandonInChild();
 }
 
 SessionCore::Place SessionCore::PlaceFor(size_t bytes, size_t alignment, bool noscan) const {
@@ -288,14 +292,29 @@ void SessionCore::FreeSettled() {
   for (const PoolOffset offset : references_->Settle()) FreeBlock(range_->PointerTo(offset));
 }
 
-absl::Time SessionCore::KeepHouse(absl::Time now) {
+void SessionCore::GiveSettled() {
   for (const PoolOffset offset : references_->Settle()) {
-    // Past this thread's stacks: it allocates nothing.
     void* const block = range_->PointerTo(offset);
     const ClientSpan* const span = pages_->SpanOf(PageOf(offset));
     SPANPOOL_CHECK(span != nullptr && NoteFreed(block, nullptr));  // the block is ours
     cache_->Give(CacheClass(span->cache_class.load(std::memory_order_relaxed)), {&block, 1},
                  nullptr);
+  }
+}
+
+void SessionCore::GiveBack(uint64_t bytes) {
+  // If the daemon does not answer, the returns are sent once it does.
+  const uint64_t idle = bytes == UINT64_MAX ? 0 : cache_->Reclaim(bytes).value_or(0);
+  if (idle >= bytes) return;
+  threads_->DrainOthers();
+  cache_->Reclaim(bytes - idle).status().IgnoreError();
+}
+
+absl::Time SessionCore::KeepHouse(absl::Time now) {
+  GiveSettled();
+  if (const std::optional<RecallRequest> recall = source_->TakeRecall(); recall.has_value()) {
+    GiveBack(recall->bytes);
+    source_->AnswerRecall(*recall);
   }
   cache_->KeepHouse();
   const ThreadCaches::Counts counts = threads_->counts();

@@ -95,8 +95,8 @@ class SessionCore final : public SessionLife {
   void DrainOtherStacks() { threads_->DrainOthers(); }
 
   // What the housekeeper does, and when to do it again at the latest. Not from two threads at once.
-  // Each second in which no thread allocates, half of what is idle goes back: blocks in threads'
-  // stacks to the session cache, spans to the daemon.
+  // A recall by the daemon is answered. Each second in which no thread allocates, half of what is
+  // idle goes back: blocks in threads' stacks to the session cache, spans to the daemon.
   absl::Time KeepHouse(absl::Time now);
 
  private:
@@ -120,6 +120,11 @@ class SessionCore final : public SessionLife {
   // The block at `data`, of this session and in the user's hands, goes back.
   void FreeBlock(void* data);
   void FreeSettled();
+  // The same past the calling thread's stacks, for one that allocates nothing.
+  void GiveSettled();
+  // Returns what is idle: spans of the session cache first; if those are less than `bytes`, also
+  // what the blocks in threads' stacks keep here.
+  void GiveBack(uint64_t bytes);
   bool WakeHousekeeper() { return housekeeper_ != nullptr && housekeeper_->Wake(); }
 
   // Constant after construction.

@@ -395,6 +395,19 @@ TEST(Heap, RunsAreUnderTheSameLimit) {
   EXPECT_TRUE(heap.GrantLarge(PageCount(33), false).ok());
 }
 
+TEST(Heap, PagesThatCouldBeNeitherBackedNorDiscardedAreNotTrustedToBeZero) {
+  FaultyArenaSource source;
+  Heap heap(Limit(kArenaBytes), &source, nullptr);
+  heap.Return(*heap.GrantLarge(PageCount(100), false));
+  source.FailCall(FaultyArenaSource::Call::kPopulate, 1);
+  source.FailCall(FaultyArenaSource::Call::kDiscard, 1);
+  EXPECT_FALSE(heap.GrantLarge(PageCount(200), false).ok());
+  const absl::StatusOr<Span*> span = heap.GrantLarge(PageCount(200), false);
+  ASSERT_TRUE(span.ok()) << span.status();
+  EXPECT_EQ((*span)->first_page, PageId(0));
+  EXPECT_TRUE((*span)->needs_zero);
+}
+
 // Fails the N-th call of each kind, for N = 1, 2, 3 ..., until a run meets none.
 TEST(Heap, FailsCleanlyAtEveryCallOfTheArenaSource) {
   using Call = FaultyArenaSource::Call;

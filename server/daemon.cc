@@ -101,7 +101,7 @@ absl::Status Daemon::Serve() {
     });
   }
   housekeeper_ = std::make_unique<Housekeeper>(pools);
-  reaper_ = std::make_unique<Reaper>();
+  reaper_ = std::make_unique<Reaper>(pools);
   absl::StatusOr<std::unique_ptr<EventLoop>> loop = EventLoop::Create();
   if (!loop.ok()) return loop.status();
   loop_ = *std::move(loop);

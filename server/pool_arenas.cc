@@ -1,6 +1,7 @@
 #include "server/pool_arenas.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -162,6 +163,20 @@ layout::SharedWord* PoolArenas::WordOf(GranuleId granule) {
 layout::BlockTable* PoolArenas::TableOf(ArenaIndex index) {
   Arena* arena = Find(index);
   return arena == nullptr ? nullptr : arena->table;
+}
+
+absl::StatusOr<uint64_t> PoolArenas::ReadData(PoolOffset offset) const {
+  const uint64_t arena = offset.value() / kArenaBytes;
+  uint64_t value = 0;
+  // By a call rather than through a mapping: what a client does to the file costs no page here, and
+  // no signal.
+  if (arena >= arenas_.size() || offset.value() % sizeof(value) != 0 ||
+      Find(ArenaIndex(static_cast<uint32_t>(arena))) == nullptr ||
+      pread(source_.data_fd(ArenaIndex(static_cast<uint32_t>(arena))), &value, sizeof(value),
+            static_cast<off_t>(offset.value() % kArenaBytes)) != sizeof(value)) {
+    return absl::NotFoundError(absl::StrCat("nothing to read at offset ", offset.value()));
+  }
+  return value;
 }
 
 PoolArenas::Arena* PoolArenas::Find(ArenaIndex index) const {

@@ -113,6 +113,7 @@ TEST_F(RecallTest, AStoppedClientIsNamedHoldsUpNobodyAndAnswersOnceItRuns) {
   stopped.Must("allocate b 1000000");
   stopped.Must("fill b 1");
   running.Must(absl::StrCat("allocate x ", 10 * kMiB));
+  running.Must("allocate y 1000");  // who has nothing on loan is not asked
   stopped.process().Signal(SIGSTOP);
   const uint64_t held = daemon_.PoolStatus().on_loan_bytes();
   running.Must("drop x");

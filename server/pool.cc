@@ -13,6 +13,7 @@
 #include "allocator/size_classes.h"
 #include "proto/layout/session_segment.h"
 #include "proto/layout/slot.h"
+#include "server/long_step.h"
 #include "server/session_memory.h"
 
 namespace spanpool {
@@ -251,6 +252,7 @@ absl::StatusOr<Span*> Pool::GrantOne(const ExchangeWant& want) {
     const int64_t now = absl::GetCurrentTimeNanos();
     const int64_t since = now - futile_sweep_nanos_.load(std::memory_order_relaxed);
     if (since < 0 || since >= absl::ToInt64Nanoseconds(kFutileSweepPause)) {
+      AnnounceLongStep();
       heap_.Sweep();
       span = grant();
       if (!span.ok()) futile_sweep_nanos_.store(now, std::memory_order_relaxed);

@@ -13,6 +13,7 @@
 #include "absl/time/clock.h"
 #include "allocator/check.h"
 #include "proto/layout/block_word.h"
+#include "server/long_step.h"
 
 namespace spanpool {
 namespace {
@@ -41,6 +42,7 @@ absl::Status PoolArenas::Create(ArenaIndex index) {
     return absl::ResourceExhaustedError(
         absl::StrCat("arena ", index.value(), " is beyond the pool's ", arenas_.size(), " arenas"));
   }
+  AnnounceLongStep();
   constexpr uint64_t kTail = offsetof(layout::BlockTable, lengths);
   if (absl::Status status = CheckMemory(layout::kBlockTableBytes - kTail); !status.ok()) {
     return status;
@@ -81,13 +83,17 @@ absl::Status PoolArenas::Populate(PageRange pages) {
     }
     const PageCount count = std::min(kStep, pages.end() - page);
     if (absl::Status status = CheckMemory(Bytes(count)); !status.ok()) return status;
+    AnnounceLongStep();
     if (absl::Status status = source_.Populate({page, count}); !status.ok()) return status;
     page = page + count;
   }
   return absl::OkStatus();
 }
 
-absl::Status PoolArenas::Discard(PageRange pages) { return source_.Discard(pages); }
+absl::Status PoolArenas::Discard(PageRange pages) {
+  AnnounceLongStep();
+  return source_.Discard(pages);
+}
 
 absl::Status PoolArenas::PrepareTable(const Span& span) {
   const GranuleId first = GranuleOf(span.first_page);

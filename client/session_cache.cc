@@ -365,7 +365,7 @@ absl::StatusOr<ExchangeResult> SessionCache::ExchangeNow(absl::Span<const SpanWi
   }
   {
     RankedMutexLock lock(&mu_);
-    const size_t count = std::min(returns_.size(), kReturnsPerMessage);
+    const size_t count = prefaulting_ > 0 ? 0 : std::min(returns_.size(), kReturnsPerMessage);
     returns.assign(returns_.end() - static_cast<ptrdiff_t>(count), returns_.end());
     returns_.resize(returns_.size() - count);
     if (returns_.empty()) returns_bytes_ = 0;
@@ -409,9 +409,17 @@ uint32_t SessionCache::AdoptAll(const ExchangeResult& result, SpanClass wanted,
 }
 
 void SessionCache::Prefault(PageRange pages) {
-  if (Bytes(pages.count) <= kMaxPrefaultBytes && pages_->NoteMapped(pages)) {
-    range_->Prefault(OffsetOf(pages.first), Bytes(pages.count));
+  if (Bytes(pages.count) > kMaxPrefaultBytes) return;
+  {
+    RankedMutexLock lock(&mu_);
+    // Another thread may have retired the span already. A retired span leaves the page map first.
+    const ClientSpan* const span = pages_->SpanOf(pages.first);
+    if (span == nullptr || span->pages != pages || !pages_->NoteMapped(pages)) return;
+    ++prefaulting_;
   }
+  range_->Prefault(OffsetOf(pages.first), Bytes(pages.count));
+  RankedMutexLock lock(&mu_);
+  --prefaulting_;
 }
 
 absl::Status SessionCache::Fetch(CacheClass c, PageCount alignment) {
@@ -512,6 +520,8 @@ absl::Status SessionCache::FlushReturns() {
   size_t messages;
   {
     RankedMutexLock lock(&mu_);
+    mu_.Await(absl::Condition(
+        +[](int* prefaulting) { return *prefaulting == 0; }, &prefaulting_));
     messages = (returns_.size() + kReturnsPerMessage - 1) / kReturnsPerMessage;
   }
   // Counted first: answers may bring more to return.

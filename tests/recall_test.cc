@@ -37,13 +37,19 @@ class RecallTest : public ::testing::Test {
     EXPECT_EQ(command.Wait(), 0) << command.standard_error();
     return nlohmann::json::parse(text)["pools"][0];
   }
-  // Every page with memory behind it is on the books, and no other; but for those that are just
-  // given back, which the file is rid of first.
+  // Every page with memory behind it is on the books, and no other.
   void ExpectBooksToBalance() {
-    EXPECT_TRUE(daemon_.Eventually([this](const v1::PoolStatus& status) {
-      return daemon_.MemoryBytes() ==
-             status.on_loan_bytes() + status.in_lists_bytes() + status.free_bytes();
-    }));
+    const auto backed = [&] {
+      const v1::PoolStatus status = daemon_.PoolStatus();
+      return status.on_loan_bytes() + status.in_lists_bytes() + status.free_bytes();
+    };
+    uint64_t before;
+    uint64_t memory;
+    do {  // the daemon gives free memory back by itself, too
+      before = backed();
+      memory = daemon_.MemoryBytes();
+    } while (backed() != before);
+    EXPECT_EQ(memory, before);
   }
 
   Daemon daemon_;
@@ -62,7 +68,6 @@ TEST_F(RecallTest, AnIdleClientGivesBackAllButWhatItUsesAndTheMachineGetsIt) {
   client.Must("idle_thread 8 65536");
   ExpectBooksToBalance();
   const uint64_t before = daemon_.MemoryBytes();
-  EXPECT_GE(before, 70 * kMiB);  // whoever has it
 
   const nlohmann::json trimmed = Trim();
   EXPECT_EQ(trimmed["sessions_asked"], 1);
@@ -70,12 +75,11 @@ TEST_F(RecallTest, AnIdleClientGivesBackAllButWhatItUsesAndTheMachineGetsIt) {
   EXPECT_TRUE(trimmed["silent"].empty());
   const v1::PoolStatus status = daemon_.PoolStatus();
   EXPECT_EQ(status.on_loan_bytes(), 10 * kMiB);
-  EXPECT_EQ(trimmed["free_bytes"], status.free_bytes());
-  // What is left of the free memory are odds and ends: less than a run at both ends of what is
-  // used.
+  // What is left of the free memory is less than a run at both ends of what is used.
   EXPECT_LE(status.free_bytes(), 4 * kMiB);
+  EXPECT_LE(trimmed["free_bytes"], 4 * kMiB);
   ExpectBooksToBalance();
-  EXPECT_EQ(daemon_.MemoryBytes(), before - trimmed["released_bytes"].get<uint64_t>());
+  EXPECT_LE(daemon_.MemoryBytes(), before);
 
   client.Must("check keep 1");
   client.Must("allocate more 1000000");
@@ -90,11 +94,12 @@ TEST_F(RecallTest, ABusyClientAnswersAndLosesNothing) {
   busy.Must("attach " + daemon_.run_dir());
   idle.Must("allocate keep 100000");
   idle.Must("fill keep 1");
-  busy.Must("idle_thread 1000 4096");
   busy.Must("busy 3");
   for (int round = 0; round < 20; ++round) {
-    idle.Must("idle_thread 100 4096");
+    // Of the client that is never quiet, so that it is there still when it is asked for.
+    busy.Must("idle_thread 100 4096");
     const nlohmann::json trimmed = Trim();
+    EXPECT_GT(trimmed["recalled_bytes"], 0);
     EXPECT_EQ(trimmed["sessions_asked"], trimmed["sessions_answered"]);
     EXPECT_TRUE(trimmed["silent"].empty()) << trimmed;
   }
@@ -115,7 +120,7 @@ TEST_F(RecallTest, AStoppedClientIsNamedHoldsUpNobodyAndAnswersOnceItRuns) {
   stopped.Must("allocate b 1000000");
   stopped.Must("fill b 1");
   running.Must(absl::StrCat("allocate x ", 10 * kMiB));
-  running.Must("allocate y 1000");  // who has nothing on loan is not asked
+  running.Must("allocate keep 1000");  // so that there is something to ask for, however late
   stopped.process().Signal(SIGSTOP);
   const uint64_t held = daemon_.PoolStatus().on_loan_bytes();
   running.Must("drop x");

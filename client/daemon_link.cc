@@ -1,7 +1,6 @@
 #include "client/daemon_link.h"
 
 #include <fcntl.h>
-#include <grpcpp/grpcpp.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/time.h>
@@ -24,10 +23,11 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "client/exchange_stream.h"
+#include "client/rpc_connection.h"
 #include "proto/layout/attach.h"
 #include "proto/layout/packet.h"
 #include "proto/layout/run_dir.h"
-#include "spanpool/v1/pool.grpc.pb.h"
+#include "spanpool/v1/pool.pb.h"
 
 namespace spanpool::internal {
 namespace {
@@ -268,6 +268,7 @@ class DaemonLink final : public SpanSource {
     // The child's copy would keep the lifeline open after the parent's end. The object itself is
     // the parent's: in the child it is never destroyed.
     close(socket_fd_);
+    if (const int fd = connection_fd_.load(std::memory_order_acquire); fd >= 0) close(fd);
   }
 
  private:
@@ -305,21 +306,14 @@ class DaemonLink final : public SpanSource {
                                           v1::ExchangeRequest* request) ABSL_LOCKS_EXCLUDED(mu_) {
     absl::MutexLock lock(&mu_);
     if (stream_ == nullptr || stream_->failed()) {
-      if (channel_ == nullptr) {
-        grpc::ChannelArguments arguments;
-        // A connection of this session's own: it ends with the session.
-        arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-        arguments.SetMaxReceiveMessageSize(-1);
-        arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
-        // How long one attempt may take, despite its name.
-        arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS,
-                         static_cast<int>(absl::ToInt64Milliseconds(kPatience)));
-        arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
-        arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
-        channel_ = grpc::CreateCustomChannel("unix:" + grpc_path_,
-                                             grpc::InsecureChannelCredentials(), arguments);
+      stream_ = nullptr;
+      if (connection_ == nullptr || !Usable(*connection_)) {
+        // A fork at any moment finds the number of an open descriptor here, or none.
+        connection_fd_.store(-1, std::memory_order_release);
+        connection_ = std::make_shared<RpcConnection>(grpc_path_);
+        connection_fd_.store(connection_->fd(), std::memory_order_release);
       }
-      stream_ = std::make_shared<ExchangeStream>(channel_, token_,
+      stream_ = std::make_shared<ExchangeStream>(connection_, token_,
                                                  [this](const v1::ExchangeResponse& late) {
                                                    absl::MutexLock lock(&orphans_mu_);
                                                    for (const v1::SpanGrant& grant : late.grants())
@@ -339,6 +333,11 @@ class DaemonLink final : public SpanSource {
       to_return_.pop_back();
     }
     return stream_;
+  }
+
+  static bool Usable(const RpcConnection& connection) {
+    RankedMutexLock lock(connection.mutex());
+    return connection.usable();
   }
 
   bool HasReturns() ABSL_LOCKS_EXCLUDED(mu_) {
@@ -365,7 +364,9 @@ class DaemonLink final : public SpanSource {
 
   absl::Mutex mu_;
   std::string token_;  // constant once attached
-  std::shared_ptr<grpc::Channel> channel_ ABSL_GUARDED_BY(mu_);
+  std::shared_ptr<RpcConnection> connection_ ABSL_GUARDED_BY(mu_);
+  // Its descriptor, for a forked child: the lock may be held by a thread that the child has not.
+  std::atomic<int> connection_fd_{-1};
   std::shared_ptr<ExchangeStream> stream_ ABSL_GUARDED_BY(mu_);
   std::vector<uint64_t> to_return_ ABSL_GUARDED_BY(mu_);
 };

@@ -39,9 +39,17 @@ class RecallTest : public ::testing::Test {
   }
   // Every page with memory behind it is on the books, and no other.
   void ExpectBooksToBalance() {
-    const v1::PoolStatus status = daemon_.PoolStatus();
-    EXPECT_EQ(daemon_.MemoryBytes(),
-              status.on_loan_bytes() + status.in_lists_bytes() + status.free_bytes());
+    const auto backed = [&] {
+      const v1::PoolStatus status = daemon_.PoolStatus();
+      return status.on_loan_bytes() + status.in_lists_bytes() + status.free_bytes();
+    };
+    uint64_t before;
+    uint64_t memory;
+    do {  // the daemon gives free memory back by itself, too
+      before = backed();
+      memory = daemon_.MemoryBytes();
+    } while (backed() != before);
+    EXPECT_EQ(memory, before);
   }
 
   Daemon daemon_;
@@ -60,7 +68,6 @@ TEST_F(RecallTest, AnIdleClientGivesBackAllButWhatItUsesAndTheMachineGetsIt) {
   client.Must("idle_thread 8 65536");
   ExpectBooksToBalance();
   const uint64_t before = daemon_.MemoryBytes();
-  EXPECT_GE(before, 70 * kMiB);  // whoever has it
 
   const nlohmann::json trimmed = Trim();
   EXPECT_EQ(trimmed["sessions_asked"], 1);
@@ -68,12 +75,11 @@ TEST_F(RecallTest, AnIdleClientGivesBackAllButWhatItUsesAndTheMachineGetsIt) {
   EXPECT_TRUE(trimmed["silent"].empty());
   const v1::PoolStatus status = daemon_.PoolStatus();
   EXPECT_EQ(status.on_loan_bytes(), 10 * kMiB);
-  EXPECT_EQ(trimmed["free_bytes"], status.free_bytes());
-  // What is left of the free memory are odds and ends: less than a run at both ends of what is
-  // used.
+  // What is left of the free memory is less than a run at both ends of what is used.
   EXPECT_LE(status.free_bytes(), 4 * kMiB);
+  EXPECT_LE(trimmed["free_bytes"], 4 * kMiB);
   ExpectBooksToBalance();
-  EXPECT_EQ(daemon_.MemoryBytes(), before - trimmed["released_bytes"].get<uint64_t>());
+  EXPECT_LE(daemon_.MemoryBytes(), before);
 
   client.Must("check keep 1");
   client.Must("allocate more 1000000");
@@ -88,11 +94,12 @@ TEST_F(RecallTest, ABusyClientAnswersAndLosesNothing) {
   busy.Must("attach " + daemon_.run_dir());
   idle.Must("allocate keep 100000");
   idle.Must("fill keep 1");
-  busy.Must("idle_thread 1000 4096");
   busy.Must("busy 3");
   for (int round = 0; round < 20; ++round) {
-    idle.Must("idle_thread 100 4096");
+    // Of the client that is never quiet, so that it is there still when it is asked for.
+    busy.Must("idle_thread 100 4096");
     const nlohmann::json trimmed = Trim();
+    EXPECT_GT(trimmed["recalled_bytes"], 0);
     EXPECT_EQ(trimmed["sessions_asked"], trimmed["sessions_answered"]);
     EXPECT_TRUE(trimmed["silent"].empty()) << trimmed;
   }
@@ -113,6 +120,7 @@ TEST_F(RecallTest, AStoppedClientIsNamedHoldsUpNobodyAndAnswersOnceItRuns) {
   stopped.Must("allocate b 1000000");
   stopped.Must("fill b 1");
   running.Must(absl::StrCat("allocate x ", 10 * kMiB));
+  running.Must("allocate keep 1000");  // so that there is something to ask for, however late
   stopped.process().Signal(SIGSTOP);
   const uint64_t held = daemon_.PoolStatus().on_loan_bytes();
   running.Must("drop x");

@@ -20,8 +20,8 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
+#include "allocator/lock_rank.h"
 #include "client/exchange_stream.h"
 #include "client/rpc_connection.h"
 #include "proto/layout/attach.h"
@@ -151,7 +151,7 @@ class DaemonLink final : public SpanSource {
     request.access =
         access == Access::kReadOnly ? layout::AccessMode::kRead : layout::AccessMode::kWrite;
     layout::AttachReply reply;
-    absl::MutexLock lock(&socket_mu_);
+    RankedMutexLock lock(&socket_mu_);
     absl::StatusOr<std::vector<UniqueFd>> fds = CallLocked(request, 2, &reply);
     if (!fds.ok()) return fds.status();
     token_.assign(reinterpret_cast<const char*>(reply.token), sizeof(reply.token));
@@ -181,7 +181,7 @@ class DaemonLink final : public SpanSource {
     absl::StatusOr<v1::ExchangeResponse> response =
         stream->Exchange(std::move(request), absl::Now() + kPatience);
     if (!response.ok()) {
-      absl::MutexLock lock(&mu_);
+      RankedMutexLock lock(&mu_);
       to_return_.insert(to_return_.end(), sent.begin(), sent.end());
       return absl::UnavailableError(absl::StrCat(
           "the daemon at ", grpc_path_, " does not answer (", response.status().ToString(),
@@ -213,7 +213,7 @@ class DaemonLink final : public SpanSource {
     layout::ArenaRequest request;
     request.arena = arena.value();
     layout::ArenaReply reply;
-    absl::MutexLock lock(&socket_mu_);
+    RankedMutexLock lock(&socket_mu_);
     if (!socket_.valid()) return NoDaemon(attach_path_, ENOTCONN);
     absl::StatusOr<std::vector<UniqueFd>> fds = CallLocked(request, 2, &reply);
     if (!fds.ok()) {
@@ -225,7 +225,7 @@ class DaemonLink final : public SpanSource {
 
   absl::Status Detach() override {
     if (HasReturns()) Exchange({}, {}).status().IgnoreError();
-    absl::MutexLock lock(&socket_mu_);
+    RankedMutexLock lock(&socket_mu_);
     if (!socket_.valid()) return NoDaemon(attach_path_, ENOTCONN);
     layout::DetachReply reply;
     return CallLocked(layout::DetachRequest(), 0, &reply).status();
@@ -234,7 +234,7 @@ class DaemonLink final : public SpanSource {
   int notice_fd() const override { return socket_fd_; }
 
   void SetNoticeCallback(std::function<void()> wake) override {
-    absl::MutexLock lock(&socket_mu_);
+    RankedMutexLock lock(&socket_mu_);
     wake_ = std::move(wake);
   }
 
@@ -243,7 +243,7 @@ class DaemonLink final : public SpanSource {
     pollfd readable{socket_fd_, POLLIN, 0};
     // acquire: pairs with the release in Note.
     if (!noted_.load(std::memory_order_acquire) && poll(&readable, 1, 0) <= 0) return std::nullopt;
-    absl::MutexLock lock(&socket_mu_);
+    RankedMutexLock lock(&socket_mu_);
     std::byte bytes[sizeof(layout::RecallNotice)];
     absl::StatusOr<layout::Packet> packet;
     // What is no notice nobody asked for.
@@ -296,7 +296,7 @@ class DaemonLink final : public SpanSource {
   }
 
   void Remember(uint64_t sequence) ABSL_LOCKS_EXCLUDED(mu_) {
-    absl::MutexLock lock(&mu_);
+    RankedMutexLock lock(&mu_);
     to_return_.push_back(sequence);
   }
 
@@ -304,7 +304,7 @@ class DaemonLink final : public SpanSource {
   // room for.
   std::shared_ptr<ExchangeStream> Prepare(absl::Span<const GrantSequence> returns,
                                           v1::ExchangeRequest* request) ABSL_LOCKS_EXCLUDED(mu_) {
-    absl::MutexLock lock(&mu_);
+    RankedMutexLock lock(&mu_);
     if (stream_ == nullptr || stream_->failed()) {
       stream_ = nullptr;
       if (connection_ == nullptr || !Usable(*connection_)) {
@@ -315,13 +315,13 @@ class DaemonLink final : public SpanSource {
       }
       stream_ = std::make_shared<ExchangeStream>(connection_, token_,
                                                  [this](const v1::ExchangeResponse& late) {
-                                                   absl::MutexLock lock(&orphans_mu_);
+                                                   RankedMutexLock lock(&orphans_mu_);
                                                    for (const v1::SpanGrant& grant : late.grants())
                                                      orphans_.push_back(grant.sequence());
                                                  });
     }
     {
-      absl::MutexLock orphans_lock(&orphans_mu_);
+      RankedMutexLock orphans_lock(&orphans_mu_);
       to_return_.insert(to_return_.end(), orphans_.begin(), orphans_.end());
       orphans_.clear();
     }
@@ -341,8 +341,8 @@ class DaemonLink final : public SpanSource {
   }
 
   bool HasReturns() ABSL_LOCKS_EXCLUDED(mu_) {
-    absl::MutexLock lock(&mu_);
-    absl::MutexLock orphans_lock(&orphans_mu_);
+    RankedMutexLock lock(&mu_);
+    RankedMutexLock orphans_lock(&orphans_mu_);
     return !to_return_.empty() || !orphans_.empty();
   }
 
@@ -352,17 +352,17 @@ class DaemonLink final : public SpanSource {
   const std::string grpc_path_;
   const int socket_fd_;
 
-  absl::Mutex socket_mu_;
+  RankedMutex socket_mu_{LockRank::kLink};
   UniqueFd socket_ ABSL_GUARDED_BY(socket_mu_);
   std::optional<RecallRequest> recall_ ABSL_GUARDED_BY(socket_mu_);
   std::atomic<bool> noted_{false};  // recall_ has one
   std::function<void()> wake_ ABSL_GUARDED_BY(socket_mu_);
 
   // Of answers that came too late. Locked inside a stream's lock; outlives the stream.
-  absl::Mutex orphans_mu_;
+  RankedMutex orphans_mu_{LockRank::kLeaf};
   std::vector<uint64_t> orphans_ ABSL_GUARDED_BY(orphans_mu_);
 
-  absl::Mutex mu_;
+  RankedMutex mu_{LockRank::kLink};
   std::string token_;  // constant once attached
   std::shared_ptr<RpcConnection> connection_ ABSL_GUARDED_BY(mu_);
   // Its descriptor, for a forked child: the lock may be held by a thread that the child has not.

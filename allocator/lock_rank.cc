@@ -12,6 +12,8 @@ const char* LockRankName(LockRank rank) {
   switch (rank) {
     case LockRank::kBuffer:
       return "buffer";
+    case LockRank::kLink:
+      return "link to the daemon";
     case LockRank::kSessionTable:
       return "session table";
     case LockRank::kSession:

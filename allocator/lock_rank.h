@@ -30,6 +30,7 @@ namespace spanpool {
 // The lock order, first to take first. Gaps are for nobody: add a line where it belongs.
 enum class LockRank : uint8_t {
   kBuffer,        // client: what several Buffers own together
+  kLink,          // client: the session's way to the daemon
   kSessionTable,  // daemon: all sessions; client: the session's exchange state
   kSession,       // daemon: one session
   kSessionCache,  // client: the spans and blocks cached for one span class

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 
 namespace spanpool::internal {
 namespace {
@@ -93,7 +94,7 @@ void AddressRange::Prefault(PoolOffset offset, uint64_t length) {
 
 absl::Status AddressRange::Map(ArenaIndex arena) {
   {
-    absl::MutexLock lock(&mu_);
+    RankedMutexLock lock(&mu_);
     mu_.Await(absl::Condition(
         +[](bool* mapping) { return !*mapping; }, &mapping_));
     if (IsMapped(arena)) return absl::OkStatus();
@@ -112,7 +113,7 @@ absl::Status AddressRange::Map(ArenaIndex arena) {
                        PROT_READ | PROT_WRITE, fds->table.get(), "a block table");
     }
   }
-  absl::MutexLock lock(&mu_);
+  RankedMutexLock lock(&mu_);
   mapping_ = false;
   if (status.ok()) {
     // release: pairs with the acquire in IsMapped.

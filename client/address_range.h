@@ -22,7 +22,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
+#include "allocator/lock_rank.h"
 #include "allocator/units.h"
 #include "client/span_source.h"
 #include "proto/layout/block_table.h"
@@ -100,7 +100,7 @@ class AddressRange {
 
   // One bit per arena; written under mu_.
   const std::unique_ptr<std::atomic<uint64_t>[]> mapped_;
-  absl::Mutex mu_;
+  RankedMutex mu_{LockRank::kLeaf};
   // The arena that a thread is asking the daemon for, with mu_ released; others wait their turn.
   bool mapping_ ABSL_GUARDED_BY(mu_) = false;
 };

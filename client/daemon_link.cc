@@ -1,7 +1,6 @@
 #include "client/daemon_link.h"
 
 #include <fcntl.h>
-#include <grpcpp/grpcpp.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/time.h>
@@ -21,13 +20,14 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
+#include "allocator/lock_rank.h"
 #include "client/exchange_stream.h"
+#include "client/rpc_connection.h"
 #include "proto/layout/attach.h"
 #include "proto/layout/packet.h"
 #include "proto/layout/run_dir.h"
-#include "spanpool/v1/pool.grpc.pb.h"
+#include "spanpool/v1/pool.pb.h"
 
 namespace spanpool::internal {
 namespace {
@@ -151,7 +151,7 @@ class DaemonLink final : public SpanSource {
     request.access =
         access == Access::kReadOnly ? layout::AccessMode::kRead : layout::AccessMode::kWrite;
     layout::AttachReply reply;
-    absl::MutexLock lock(&socket_mu_);
+    RankedMutexLock lock(&socket_mu_);
     absl::StatusOr<std::vector<UniqueFd>> fds = CallLocked(request, 2, &reply);
     if (!fds.ok()) return fds.status();
     token_.assign(reinterpret_cast<const char*>(reply.token), sizeof(reply.token));
@@ -181,7 +181,7 @@ class DaemonLink final : public SpanSource {
     absl::StatusOr<v1::ExchangeResponse> response =
         stream->Exchange(std::move(request), absl::Now() + kPatience);
     if (!response.ok()) {
-      absl::MutexLock lock(&mu_);
+      RankedMutexLock lock(&mu_);
       to_return_.insert(to_return_.end(), sent.begin(), sent.end());
       return absl::UnavailableError(absl::StrCat(
           "the daemon at ", grpc_path_, " does not answer (", response.status().ToString(),
@@ -213,7 +213,7 @@ class DaemonLink final : public SpanSource {
     layout::ArenaRequest request;
     request.arena = arena.value();
     layout::ArenaReply reply;
-    absl::MutexLock lock(&socket_mu_);
+    RankedMutexLock lock(&socket_mu_);
     if (!socket_.valid()) return NoDaemon(attach_path_, ENOTCONN);
     absl::StatusOr<std::vector<UniqueFd>> fds = CallLocked(request, 2, &reply);
     if (!fds.ok()) {
@@ -225,7 +225,7 @@ class DaemonLink final : public SpanSource {
 
   absl::Status Detach() override {
     if (HasReturns()) Exchange({}, {}).status().IgnoreError();
-    absl::MutexLock lock(&socket_mu_);
+    RankedMutexLock lock(&socket_mu_);
     if (!socket_.valid()) return NoDaemon(attach_path_, ENOTCONN);
     layout::DetachReply reply;
     return CallLocked(layout::DetachRequest(), 0, &reply).status();
@@ -234,7 +234,7 @@ class DaemonLink final : public SpanSource {
   int notice_fd() const override { return socket_fd_; }
 
   void SetNoticeCallback(std::function<void()> wake) override {
-    absl::MutexLock lock(&socket_mu_);
+    RankedMutexLock lock(&socket_mu_);
     wake_ = std::move(wake);
   }
 
@@ -243,7 +243,7 @@ class DaemonLink final : public SpanSource {
     pollfd readable{socket_fd_, POLLIN, 0};
     // acquire: pairs with the release in Note.
     if (!noted_.load(std::memory_order_acquire) && poll(&readable, 1, 0) <= 0) return std::nullopt;
-    absl::MutexLock lock(&socket_mu_);
+    RankedMutexLock lock(&socket_mu_);
     std::byte bytes[sizeof(layout::RecallNotice)];
     absl::StatusOr<layout::Packet> packet;
     // What is no notice nobody asked for.
@@ -268,6 +268,7 @@ class DaemonLink final : public SpanSource {
     // The child's copy would keep the lifeline open after the parent's end. The object itself is
     // the parent's: in the child it is never destroyed.
     close(socket_fd_);
+    if (const int fd = connection_fd_.load(std::memory_order_acquire); fd >= 0) close(fd);
   }
 
  private:
@@ -295,7 +296,7 @@ class DaemonLink final : public SpanSource {
   }
 
   void Remember(uint64_t sequence) ABSL_LOCKS_EXCLUDED(mu_) {
-    absl::MutexLock lock(&mu_);
+    RankedMutexLock lock(&mu_);
     to_return_.push_back(sequence);
   }
 
@@ -303,31 +304,24 @@ class DaemonLink final : public SpanSource {
   // room for.
   std::shared_ptr<ExchangeStream> Prepare(absl::Span<const GrantSequence> returns,
                                           v1::ExchangeRequest* request) ABSL_LOCKS_EXCLUDED(mu_) {
-    absl::MutexLock lock(&mu_);
+    RankedMutexLock lock(&mu_);
     if (stream_ == nullptr || stream_->failed()) {
-      if (channel_ == nullptr) {
-        grpc::ChannelArguments arguments;
-        // A connection of this session's own: it ends with the session.
-        arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-        arguments.SetMaxReceiveMessageSize(-1);
-        arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
-        // How long one attempt may take, despite its name.
-        arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS,
-                         static_cast<int>(absl::ToInt64Milliseconds(kPatience)));
-        arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
-        arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
-        channel_ = grpc::CreateCustomChannel("unix:" + grpc_path_,
-                                             grpc::InsecureChannelCredentials(), arguments);
+      stream_ = nullptr;
+      if (connection_ == nullptr || !Usable(*connection_)) {
+        // A fork at any moment finds the number of an open descriptor here, or none.
+        connection_fd_.store(-1, std::memory_order_release);
+        connection_ = std::make_shared<RpcConnection>(grpc_path_);
+        connection_fd_.store(connection_->fd(), std::memory_order_release);
       }
-      stream_ = std::make_shared<ExchangeStream>(channel_, token_,
+      stream_ = std::make_shared<ExchangeStream>(connection_, token_,
                                                  [this](const v1::ExchangeResponse& late) {
-                                                   absl::MutexLock lock(&orphans_mu_);
+                                                   RankedMutexLock lock(&orphans_mu_);
                                                    for (const v1::SpanGrant& grant : late.grants())
                                                      orphans_.push_back(grant.sequence());
                                                  });
     }
     {
-      absl::MutexLock orphans_lock(&orphans_mu_);
+      RankedMutexLock orphans_lock(&orphans_mu_);
       to_return_.insert(to_return_.end(), orphans_.begin(), orphans_.end());
       orphans_.clear();
     }
@@ -341,9 +335,14 @@ class DaemonLink final : public SpanSource {
     return stream_;
   }
 
+  static bool Usable(const RpcConnection& connection) {
+    RankedMutexLock lock(connection.mutex());
+    return connection.usable();
+  }
+
   bool HasReturns() ABSL_LOCKS_EXCLUDED(mu_) {
-    absl::MutexLock lock(&mu_);
-    absl::MutexLock orphans_lock(&orphans_mu_);
+    RankedMutexLock lock(&mu_);
+    RankedMutexLock orphans_lock(&orphans_mu_);
     return !to_return_.empty() || !orphans_.empty();
   }
 
@@ -353,19 +352,21 @@ class DaemonLink final : public SpanSource {
   const std::string grpc_path_;
   const int socket_fd_;
 
-  absl::Mutex socket_mu_;
+  RankedMutex socket_mu_{LockRank::kLink};
   UniqueFd socket_ ABSL_GUARDED_BY(socket_mu_);
   std::optional<RecallRequest> recall_ ABSL_GUARDED_BY(socket_mu_);
   std::atomic<bool> noted_{false};  // recall_ has one
   std::function<void()> wake_ ABSL_GUARDED_BY(socket_mu_);
 
   // Of answers that came too late. Locked inside a stream's lock; outlives the stream.
-  absl::Mutex orphans_mu_;
+  RankedMutex orphans_mu_{LockRank::kLeaf};
   std::vector<uint64_t> orphans_ ABSL_GUARDED_BY(orphans_mu_);
 
-  absl::Mutex mu_;
+  RankedMutex mu_{LockRank::kLink};
   std::string token_;  // constant once attached
-  std::shared_ptr<grpc::Channel> channel_ ABSL_GUARDED_BY(mu_);
+  std::shared_ptr<RpcConnection> connection_ ABSL_GUARDED_BY(mu_);
+  // Its descriptor, for a forked child: the lock may be held by a thread that the child has not.
+  std::atomic<int> connection_fd_{-1};
   std::shared_ptr<ExchangeStream> stream_ ABSL_GUARDED_BY(mu_);
   std::vector<uint64_t> to_return_ ABSL_GUARDED_BY(mu_);
 };

@@ -4,18 +4,12 @@
 // the descriptors of arenas, one request at a time, and the farewell; and the daemon's recalls, at
 // any time. Spans travel on one gRPC stream, opened with the first exchange.
 //
-// The stream has no thread of its own. Whichever thread waits for an answer first also waits on the
-// stream's completion queue, for all; when its own answer is there it passes the task on. So an
-// answer reaches its thread without a switch between threads, and nothing runs when nobody waits.
-//
 // When a thread's patience ends before the daemon answers, the answer may still come: the spans it
 // grants are nobody's then, and go back with the next message.
 //
-// Invariants
-//  1. At most one thread is in the completion queue; at most one write and one read are under way.
-//  2. A stream that failed is not used again. Its unanswered exchanges fail with UNAVAILABLE, and
-//     what they wanted to return is returned by the next stream's first message: a return is
-//     recognised by its sequence number, so one that is sent twice does no harm.
+// Invariant: a stream that failed is not used again. Its unanswered exchanges fail with
+// UNAVAILABLE, and what they wanted to return is returned by the next stream's first message: a
+// return is recognised by its sequence number, so one that is sent twice does no harm.
 //
 // Thread-safe. Locks: one for the attach socket (which serialises requests, and so is held while
 // the daemon answers), one for the stream (released while waiting).

@@ -2,127 +2,69 @@
 
 #include <utility>
 
+#include "absl/synchronization/mutex.h"
+
 namespace spanpool::internal {
 
-ExchangeStream::ExchangeStream(std::shared_ptr<grpc::Channel> channel, const std::string& token,
+ExchangeStream::ExchangeStream(std::shared_ptr<RpcConnection> connection, const std::string& token,
                                OrphanHandler orphan_handler)
-    : stub_(v1::Pool::NewStub(std::move(channel))), orphan_handler_(std::move(orphan_handler)) {
-  context_.AddMetadata("spanpool-token-bin", token);
-  absl::MutexLock lock(&mu_);
-  stream_ = stub_->PrepareAsyncExchange(&context_, &queue_);
-  ++under_way_;
-  stream_->StartCall(TagOf(kStart));
+    : connection_(std::move(connection)), orphan_handler_(std::move(orphan_handler)) {
+  RankedMutexLock lock(connection_->mutex());
+  absl::StatusOr<RpcConnection::CallId> call =
+      connection_->Start("/spanpool.v1.Pool/Exchange", {{"spanpool-token-bin", token}}, this);
+  if (call.ok()) {
+    call_ = *call;
+  } else {
+    OnEnd(call.status());
+  }
 }
 
 ExchangeStream::~ExchangeStream() {
-  context_.TryCancel();
-  absl::MutexLock lock(&mu_);
-  for (;;) {
-    if (!finishing_ && under_way_ == 0) Finish();
-    if (finished_ && under_way_ == 0) break;
-    void* tag;
-    bool ok;
-    if (!queue_.Next(&tag, &ok)) break;
-    Handle(static_cast<Tag>(reinterpret_cast<intptr_t>(tag)), ok);
-  }
-  queue_.Shutdown();
-  void* tag;
-  bool ok;
-  while (queue_.Next(&tag, &ok)) {
-  }
+  RankedMutexLock lock(connection_->mutex());
+  connection_->Cancel(call_);
 }
 
 bool ExchangeStream::failed() const {
-  absl::MutexLock lock(&mu_);
-  return finishing_;
+  RankedMutexLock lock(connection_->mutex());
+  connection_->RunOnce();
+  return ended_;
 }
 
-void ExchangeStream::Write() {
-  if (!started_ || writing_ || finishing_ || to_write_.empty()) return;
-  writing_ = true;
-  ++under_way_;
-  stream_->Write(to_write_.front(), TagOf(kWrite));
-}
-
-void ExchangeStream::Read() {
-  ++under_way_;
-  stream_->Read(&incoming_, TagOf(kRead));
-}
-
-void ExchangeStream::Finish() {
-  finishing_ = true;
-  ++under_way_;
-  stream_->Finish(&status_, TagOf(kFinish));
-}
-
-void ExchangeStream::Handle(Tag tag, bool ok) {
-  --under_way_;
-  switch (tag) {
-    case kStart:
-      if (ok && !finishing_) {
-        started_ = true;
-        Read();
-        Write();
-      }
-      break;
-    case kWrite:
-      writing_ = false;
-      to_write_.pop_front();
-      if (ok) Write();
-      break;
-    case kRead:
-      if (ok) {
-        if (const auto it = waiters_.find(incoming_.request_id()); it != waiters_.end()) {
-          it->second->response.Swap(&incoming_);
-          it->second->done = true;
-          waiters_.erase(it);
-        } else {
-          orphan_handler_(incoming_);
-        }
-        if (!finishing_) Read();
-      }
-      break;
-    case kFinish:
-      finished_ = true;
-      break;
+void ExchangeStream::OnMessage(absl::string_view bytes) {
+  v1::ExchangeResponse response;
+  if (!response.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
+    connection_->Cancel(call_);
+    OnEnd(absl::InternalError("the daemon sent what is no ExchangeResponse"));
+    return;
   }
-  if (!ok && !finishing_) Finish();
+  if (const auto it = waiters_.find(response.request_id()); it != waiters_.end()) {
+    it->second->response.Swap(&response);
+    it->second->done = true;
+    waiters_.erase(it);
+  } else {
+    orphan_handler_(response);
+  }
+}
+
+void ExchangeStream::OnEnd(const absl::Status& status) {
+  ended_ = true;
+  // A stream that ends in order ends all the same.
+  end_ = status.ok() ? absl::UnavailableError("the daemon ended the stream") : status;
 }
 
 absl::StatusOr<v1::ExchangeResponse> ExchangeStream::Exchange(v1::ExchangeRequest request,
                                                               absl::Time deadline) {
   Waiter waiter;
-  absl::MutexLock lock(&mu_);
+  RankedMutexLock lock(connection_->mutex());
   const uint64_t id = next_request_++;
   request.set_request_id(id);
   waiters_.emplace(id, &waiter);
-  to_write_.push_back(std::move(request));
-  Write();
-  while (!waiter.done && !finished_) {
-    if (polling_) {
-      const auto my_turn = [&] {
-        mu_.AssertHeld();
-        return waiter.done || finished_ || !polling_;
-      };
-      if (!mu_.AwaitWithDeadline(absl::Condition(&my_turn), deadline)) break;
-      continue;
-    }
-    polling_ = true;
-    void* tag;
-    bool ok;
-    mu_.Unlock();
-    const auto next = queue_.AsyncNext(&tag, &ok, absl::ToChronoTime(deadline));
-    mu_.Lock();
-    polling_ = false;
-    if (next != grpc::CompletionQueue::GOT_EVENT) break;
-    Handle(static_cast<Tag>(reinterpret_cast<intptr_t>(tag)), ok);
-  }
+  if (!ended_) connection_->Send(call_, request);
+  const auto done = [&] { return waiter.done || ended_; };
+  connection_->RunUntil(absl::Condition(&done), deadline);
   if (waiter.done) return std::move(waiter.response);
   waiters_.erase(id);
-  if (finished_) {
-    return absl::Status(static_cast<absl::StatusCode>(status_.error_code()),
-                        status_.error_message());
-  }
+  if (ended_) return end_;
   return absl::DeadlineExceededError("the daemon did not answer in time");
 }
 

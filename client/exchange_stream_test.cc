@@ -14,6 +14,11 @@
 #include <thread>
 #include <vector>
 
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "client/rpc_connection.h"
+#include "spanpool/v1/pool.grpc.pb.h"
+
 namespace spanpool::internal {
 namespace {
 
@@ -42,8 +47,8 @@ class ScriptedPool : public v1::Pool::Service {
   }
 
   std::string address() const { return "unix:" + directory_ + "/grpc.sock"; }
-  std::shared_ptr<grpc::Channel> NewChannel() {
-    return grpc::CreateChannel(address(), grpc::InsecureChannelCredentials());
+  std::shared_ptr<RpcConnection> NewConnection() {
+    return std::make_shared<RpcConnection>(directory_ + "/grpc.sock");
   }
 
   Script script;
@@ -90,7 +95,7 @@ TEST(ExchangeStream, TheTokenTravelsAsMetadataAndTheAnswerComesBack) {
     EXPECT_EQ(std::string(it->second.data(), it->second.size()), token);
     return Echo(context, stream);
   };
-  ExchangeStream stream(pool.NewChannel(), token, kNoOrphans);
+  ExchangeStream stream(pool.NewConnection(), token, kNoOrphans);
   for (uint64_t i = 1; i <= 100; ++i) {
     auto response = stream.Exchange(RequestOf(i), Soon());
     ASSERT_TRUE(response.ok()) << response.status();
@@ -102,7 +107,7 @@ TEST(ExchangeStream, TheTokenTravelsAsMetadataAndTheAnswerComesBack) {
 TEST(ExchangeStream, ManyThreadsEachGetTheirOwnAnswer) {
   ScriptedPool pool;
   pool.script = &Echo;
-  ExchangeStream stream(pool.NewChannel(), "token", kNoOrphans);
+  ExchangeStream stream(pool.NewConnection(), "token", kNoOrphans);
   std::vector<std::thread> threads;
   for (uint64_t t = 1; t <= 8; ++t) {
     threads.emplace_back([&, t] {
@@ -128,7 +133,7 @@ TEST(ExchangeStream, AnAnswerThatComesTooLateGoesToTheOrphanHandler) {
     return Echo(context, stream);
   };
   uint64_t orphan = 0;
-  ExchangeStream stream(pool.NewChannel(), "token", [&](const v1::ExchangeResponse& late) {
+  ExchangeStream stream(pool.NewConnection(), "token", [&](const v1::ExchangeResponse& late) {
     orphan = late.grants(0).sequence();
   });
   EXPECT_EQ(stream.Exchange(RequestOf(7), absl::Now() + absl::Milliseconds(20)).status().code(),
@@ -150,7 +155,7 @@ TEST(ExchangeStream, ARefusedStreamFailsWithTheDaemonsWords) {
   pool.script = [](grpc::ServerContext*, Stream*) {
     return grpc::Status(grpc::StatusCode::UNAUTHENTICATED, "attach again");
   };
-  ExchangeStream stream(pool.NewChannel(), "token", kNoOrphans);
+  ExchangeStream stream(pool.NewConnection(), "token", kNoOrphans);
   for (int i = 0; i < 2; ++i) {
     const absl::Status status = stream.Exchange(RequestOf(1), Soon()).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kUnauthenticated);
@@ -167,7 +172,7 @@ TEST(ExchangeStream, WhenTheDaemonGoesEveryWaitingThreadIsTold) {
     while (stream->Read(&request)) ++received;
     return grpc::Status::OK;
   };
-  ExchangeStream stream(pool.NewChannel(), "token", kNoOrphans);
+  ExchangeStream stream(pool.NewConnection(), "token", kNoOrphans);
   std::vector<std::thread> threads;
   for (int t = 0; t < 4; ++t) {
     threads.emplace_back([&] { EXPECT_FALSE(stream.Exchange(RequestOf(1), Soon()).ok()); });
@@ -179,9 +184,8 @@ TEST(ExchangeStream, WhenTheDaemonGoesEveryWaitingThreadIsTold) {
 }
 
 TEST(ExchangeStream, WithoutADaemonAnExchangeFails) {
-  const auto channel =
-      grpc::CreateChannel("unix:/nonexistent/grpc.sock", grpc::InsecureChannelCredentials());
-  ExchangeStream stream(channel, "token", kNoOrphans);
+  ExchangeStream stream(std::make_shared<RpcConnection>("/nonexistent/grpc.sock"), "token",
+                        kNoOrphans);
   EXPECT_EQ(stream.Exchange(RequestOf(1), Soon()).status().code(), absl::StatusCode::kUnavailable);
 }
 
@@ -193,7 +197,7 @@ TEST(ExchangeStream, CanBeDestroyedWithAnswersOutstanding) {
     while (stream->Read(&request)) received = true;
     return grpc::Status::OK;
   };
-  ExchangeStream stream(pool.NewChannel(), "token", kNoOrphans);
+  ExchangeStream stream(pool.NewConnection(), "token", kNoOrphans);
   // However long it takes to connect, the request is on its way and unanswered.
   while (!received) {
     EXPECT_EQ(stream.Exchange(RequestOf(1), absl::Now() + absl::Milliseconds(1)).status().code(),

@@ -6,6 +6,7 @@
 
 #include "absl/container/inlined_vector.h"
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "allocator/check.h"
 #include "proto/layout/block_table.h"
 
@@ -352,7 +353,7 @@ uint32_t SessionCache::DemandCapOf(CacheClass c) const {
 }
 
 void SessionCache::EndReturning() {
-  absl::MutexLock lock(&returning_mu_);
+  RankedMutexLock lock(&returning_mu_);
   --returning_;
 }
 
@@ -360,7 +361,7 @@ absl::StatusOr<ExchangeResult> SessionCache::ExchangeNow(absl::Span<const SpanWi
   std::vector<GrantSequence> returns;
   {
     // Before they leave the list, so that at any time they are seen in it or on their way.
-    absl::MutexLock lock(&returning_mu_);
+    RankedMutexLock lock(&returning_mu_);
     ++returning_;
   }
   {
@@ -529,7 +530,7 @@ absl::Status SessionCache::FlushReturns() {
     absl::StatusOr<ExchangeResult> result = ExchangeNow({});
     if (!result.ok()) return result.status();
   }
-  absl::MutexLock lock(&returning_mu_);
+  RankedMutexLock lock(&returning_mu_);
   returning_mu_.Await(absl::Condition(
       +[](int* returning) { return *returning == 0; }, &returning_));
   return absl::OkStatus();

@@ -38,7 +38,6 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/types/span.h"
 #include "allocator/lock_rank.h"
 #include "allocator/units.h"
@@ -203,7 +202,7 @@ class SessionCache {
   std::atomic<uint64_t> exchanges_{0};
 
   // Messages under way that return spans. Whoever needs the memory waits for them.
-  absl::Mutex returning_mu_;
+  RankedMutex returning_mu_{LockRank::kLeaf};
   int returning_ ABSL_GUARDED_BY(returning_mu_) = 0;
 
   RankedMutex mu_{LockRank::kLeaf};

@@ -1,33 +1,44 @@
 """Protocol buffer and gRPC code generation with Debian's protoc and grpc_cpp_plugin."""
 
 def cc_grpc_library(name, srcs, root, deps = [], visibility = None):
-    """Compiles .proto files and their services into one cc_library.
+    """Compiles .proto files into a cc_library of their messages, and one of their services.
 
     Args:
-      name: the library.
+      name: the library of the services, and with "_messages" that of the messages, without gRPC.
       srcs: .proto files of this package.
       root: the folder, below this package, that import paths start from ("" = the workspace root).
       deps: other cc_grpc_library targets that the .proto files import.
       visibility: as usual.
     """
-    outs = []
+    messages = []
+    services = []
     for src in srcs:
         stem = src[:-len(".proto")]
-        outs += [stem + suffix for suffix in [".pb.h", ".pb.cc", ".grpc.pb.h", ".grpc.pb.cc"]]
+        messages += [stem + ".pb.h", stem + ".pb.cc"]
+        services += [stem + ".grpc.pb.h", stem + ".grpc.pb.cc"]
     native.genrule(
         name = name + "_generated",
         srcs = srcs,
-        outs = outs,
+        outs = messages + services,
         cmd = ("protoc -I{root} --cpp_out=$(GENDIR)/{root} --grpc_out=$(GENDIR)/{root} " +
                "--plugin=protoc-gen-grpc=/usr/bin/grpc_cpp_plugin $(SRCS)").format(root = root),
         message = "Generating protocol buffers",
     )
     native.cc_library(
-        name = name,
-        srcs = [out for out in outs if out.endswith(".cc")],
-        hdrs = [out for out in outs if out.endswith(".h")],
+        name = name + "_messages",
+        srcs = [out for out in messages if out.endswith(".cc")],
+        hdrs = [out for out in messages if out.endswith(".h")],
         copts = ["-w"],  # generated code
         includes = ["."],
         visibility = visibility,
-        deps = deps + ["@system//:grpcpp", "@system//:protobuf"],
+        deps = [dep + "_messages" for dep in deps] + ["@system//:protobuf"],
+    )
+    native.cc_library(
+        name = name,
+        srcs = [out for out in services if out.endswith(".cc")],
+        hdrs = [out for out in services if out.endswith(".h")],
+        copts = ["-w"],  # generated code
+        includes = ["."],
+        visibility = visibility,
+        deps = deps + [":" + name + "_messages", "@system//:grpcpp"],
     )

@@ -33,6 +33,7 @@ _LIBRARIES = {
     "grpcpp": ("grpc++", "libgrpc++-dev"),
     "gtest": ("gtest", "libgtest-dev"),
     "gtest_main": ("gtest_main", "libgtest-dev"),
+    "nghttp2": ("libnghttp2", "libnghttp2-dev"),
     "nlohmann_json": ("nlohmann_json", "nlohmann-json3-dev"),
     "protobuf": ("protobuf", "libprotobuf-dev"),
     "spdlog": ("spdlog", "libspdlog-dev"),

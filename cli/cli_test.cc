@@ -87,6 +87,23 @@ TEST_F(CliTest, StatusAsJsonHasTheNamesOfTheProtocol) {
   EXPECT_EQ(json["pools"][0]["on_loan_bytes"], 0);
 }
 
+TEST_F(CliTest, TrimGivesTheReserveWhatIsItsAndSaysWhatItDid) {
+  Ran ran = RunCommand(Target() + "trim");
+  EXPECT_EQ(ran.exit, 0) << ran.text;
+  EXPECT_THAT(ran.text, HasSubstr("POOL     RECALLED  RELEASED  STILL FREE  ASKED  ANSWERED"));
+  EXPECT_THAT(ran.text, HasSubstr("\ndefault       0 B "));
+  ran = RunCommand(Target() + "trim --wait_ms 5 --json --pool default");
+  EXPECT_EQ(ran.exit, 0) << ran.text;
+  const auto json = nlohmann::json::parse(ran.text);
+  EXPECT_EQ(json["pools"][0]["name"], "default");
+  EXPECT_EQ(json["pools"][0]["recalled_bytes"], 0);
+  EXPECT_EQ(json["pools"][0]["sessions_asked"], 0);
+  EXPECT_TRUE(json["pools"][0]["silent"].empty());
+  ran = RunCommand(Target() + "--pool nope trim");
+  EXPECT_EQ(ran.exit, 1);
+  EXPECT_EQ(ran.text, "spanpool: there is no pool \"nope\"\n");
+}
+
 TEST_F(CliTest, OptionsMayStandAfterTheCommand) {
   const Ran ran = RunCommand("health --json " + Target());
   EXPECT_EQ(ran.exit, 0) << ran.text;
@@ -101,6 +118,15 @@ TEST_F(CliTest, HealthIsServingWhileTheDaemonRunsAndAnErrorAfter) {
   ran = RunCommand(Target() + "health");
   EXPECT_EQ(ran.exit, 1);
   EXPECT_THAT(ran.text, HasSubstr("start one with `spanpoold --run_dir " + run_dir_));
+}
+
+TEST_F(CliTest, HealthOfAPoolIsTheDaemonsAndThatOfNoPoolAnError) {
+  Ran ran = RunCommand(Target() + "--pool default health");
+  EXPECT_EQ(ran.exit, 0) << ran.text;
+  EXPECT_EQ(ran.text, "SERVING\n");
+  ran = RunCommand(Target() + "--pool nope health");
+  EXPECT_EQ(ran.exit, 1);
+  EXPECT_EQ(ran.text, "spanpool: there is no pool \"nope\"\n");
 }
 
 TEST_F(CliTest, AKilledDaemonIsToldFromOneThatNeverWas) {
@@ -127,7 +153,8 @@ TEST_F(CliTest, TheEnvironmentNamesTheTarget) {
 }
 
 TEST(Cli, WrongUsageIsTwoWithOneLine) {
-  for (const char* arguments : {"", "nonsense", "--nonsense status", "status extra", "--target"}) {
+  for (const char* arguments :
+       {"", "nonsense", "--nonsense status", "status extra", "--target", "trim --wait_ms 60001"}) {
     const Ran ran = RunCommand(arguments);
     EXPECT_EQ(ran.exit, 2) << arguments << ": " << ran.text;
     EXPECT_THAT(ran.text, MatchesRegex("spanpool: [^\n]*see --help\n")) << arguments;
@@ -158,6 +185,25 @@ TEST(RenderStatus, ThePoolsOfADaemonAreRows) {
   EXPECT_THAT(text, HasSubstr("spanpoold 1.2.3, pid 7, up 1m 1s, /r\n"));
   EXPECT_THAT(text, HasSubstr("\na "));
   EXPECT_THAT(text, HasSubstr("\nbbbb    0 B  1.5 KiB"));
+}
+
+TEST(RenderTrim, ASessionThatDidNotAnswerIsNamedBelowTheTable) {
+  v1::TrimResponse response;
+  v1::PoolTrim* const pool = response.add_pools();
+  pool->set_name("a");
+  pool->set_recalled_bytes(1536);
+  pool->set_sessions_asked(2);
+  pool->set_sessions_answered(1);
+  pool->set_slowest_answer_ms(1.25);
+  v1::SilentSession* const silent = pool->add_silent();
+  silent->set_session(3);
+  silent->set_pid(44);
+  silent->set_on_loan_bytes(8192);
+  const std::string text = RenderTrim(response, {});
+  EXPECT_THAT(text,
+              HasSubstr("\na      1.5 KiB       0 B         0 B      2         1   1.2 ms\n"));
+  EXPECT_THAT(text, HasSubstr("\npool a: session 3 (pid 44, uid 0) did not answer and holds 8.0 "
+                              "KiB; is its process stopped?\n"));
 }
 
 }  // namespace

@@ -20,9 +20,14 @@ absl::StatusOr<std::string> Health(const Options& options) {
   if (!channel.ok()) return channel.status();
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + kTimeout);
+  grpc::health::v1::HealthCheckRequest request;
+  if (!options.pool.empty()) request.set_service(absl::StrCat("pool/", options.pool));
   grpc::health::v1::HealthCheckResponse response;
   const grpc::Status status =
-      grpc::health::v1::Health::NewStub(*std::move(channel))->Check(&context, {}, &response);
+      grpc::health::v1::Health::NewStub(*std::move(channel))->Check(&context, request, &response);
+  if (status.error_code() == grpc::StatusCode::NOT_FOUND) {
+    return absl::NotFoundError(absl::StrCat("there is no pool \"", options.pool, "\""));
+  }
   if (!status.ok()) return FromGrpc(status, options.run_dir);
   const std::string name =
       grpc::health::v1::HealthCheckResponse::ServingStatus_Name(response.status());

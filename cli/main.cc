@@ -41,6 +41,12 @@ int Main(int argc, char** argv) {
   app.add_subcommand("status", "how full each pool is, and who uses it")->callback([&command] {
     command = &Status;
   });
+  CLI::App* const trim = app.add_subcommand(
+      "trim", "take back what sessions do not use, and give free memory back to the machine");
+  trim->add_option("--wait_ms", options.wait_ms, "how long to wait for sessions; default 1000")
+      ->check(CLI::Range(1, 60'000))
+      ->type_name("MS");
+  trim->callback([&command] { command = &Trim; });
   app.add_subcommand("health", "whether the daemon serves: exit 0, or 1")->callback([&command] {
     command = &Health;
   });

@@ -2,14 +2,20 @@
 
 #include <fcntl.h>
 #include <grpcpp/grpcpp.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
+#include <cstddef>
 #include <cstring>
+#include <functional>
+#include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -71,17 +77,37 @@ std::string Text(const char (&field)[N]) {
   return std::string(field, strnlen(field, N));
 }
 
+// The notice that `bytes` are, if they are one.
+std::optional<layout::RecallNotice> NoticeIn(std::span<const std::byte> bytes) {
+  layout::RecallNotice notice;
+  if (bytes.size() != sizeof(notice)) return std::nullopt;
+  std::memcpy(&notice, bytes.data(), sizeof(notice));
+  if (notice.header.magic != layout::kAttachMagic ||
+      notice.header.type != layout::AttachType::kRecallNotice) {
+    return std::nullopt;
+  }
+  return notice;
+}
+
 // Sends `request` and receives a `Reply`, whose code is turned into a status, with `fds`
-// descriptors if that is OK.
-template <typename Reply, typename Request>
+// descriptors if that is OK. Notices that come before it go to `on_notice`.
+template <typename Reply, typename Request, typename OnNotice>
 absl::StatusOr<std::vector<UniqueFd>> Call(int socket, const std::string& path,
-                                           const Request& request, size_t fds, Reply* reply) {
+                                           const Request& request, size_t fds, Reply* reply,
+                                           const OnNotice& on_notice) {
   const Reply expected = *reply;
   if (absl::Status sent = layout::SendPacket(socket, layout::BytesOf(request)); !sent.ok()) {
     return NoDaemon(path, EPIPE);
   }
-  absl::StatusOr<layout::Packet> packet =
-      layout::ReceivePacket(socket, std::as_writable_bytes(std::span<Reply, 1>(reply, 1)));
+  const auto buffer = std::as_writable_bytes(std::span<Reply, 1>(reply, 1));
+  absl::StatusOr<layout::Packet> packet;
+  for (;;) {
+    packet = layout::ReceivePacket(socket, buffer);
+    if (!packet.ok()) break;
+    const auto notice = NoticeIn(buffer.first(packet->truncated ? 0 : packet->bytes));
+    if (!notice.has_value()) break;
+    on_notice(*notice);
+  }
   if (!packet.ok()) {
     return absl::UnavailableError(
         absl::StrCat("the daemon at ", path, " does not answer: ", packet.status().message()));
@@ -126,8 +152,7 @@ class DaemonLink final : public SpanSource {
         access == Access::kReadOnly ? layout::AccessMode::kRead : layout::AccessMode::kWrite;
     layout::AttachReply reply;
     absl::MutexLock lock(&socket_mu_);
-    absl::StatusOr<std::vector<UniqueFd>> fds =
-        Call(socket_.get(), attach_path_, request, 2, &reply);
+    absl::StatusOr<std::vector<UniqueFd>> fds = CallLocked(request, 2, &reply);
     if (!fds.ok()) return fds.status();
     token_.assign(reinterpret_cast<const char*>(reply.token), sizeof(reply.token));
     facts->limit_bytes = reply.limit_bytes;
@@ -190,8 +215,7 @@ class DaemonLink final : public SpanSource {
     layout::ArenaReply reply;
     absl::MutexLock lock(&socket_mu_);
     if (!socket_.valid()) return NoDaemon(attach_path_, ENOTCONN);
-    absl::StatusOr<std::vector<UniqueFd>> fds =
-        Call(socket_.get(), attach_path_, request, 2, &reply);
+    absl::StatusOr<std::vector<UniqueFd>> fds = CallLocked(request, 2, &reply);
     if (!fds.ok()) {
       if (absl::IsUnavailable(fds.status())) Disconnect();
       return fds.status();
@@ -204,7 +228,40 @@ class DaemonLink final : public SpanSource {
     absl::MutexLock lock(&socket_mu_);
     if (!socket_.valid()) return NoDaemon(attach_path_, ENOTCONN);
     layout::DetachReply reply;
-    return Call(socket_.get(), attach_path_, layout::DetachRequest(), 0, &reply).status();
+    return CallLocked(layout::DetachRequest(), 0, &reply).status();
+  }
+
+  int notice_fd() const override { return socket_fd_; }
+
+  void SetNoticeCallback(std::function<void()> wake) override {
+    absl::MutexLock lock(&socket_mu_);
+    wake_ = std::move(wake);
+  }
+
+  std::optional<RecallRequest> TakeRecall() override {
+    // Not the lock's business if there is nothing: who holds it may wait long for a reply.
+    pollfd readable{socket_fd_, POLLIN, 0};
+    // acquire: pairs with the release in Note.
+    if (!noted_.load(std::memory_order_acquire) && poll(&readable, 1, 0) <= 0) return std::nullopt;
+    absl::MutexLock lock(&socket_mu_);
+    std::byte bytes[sizeof(layout::RecallNotice)];
+    absl::StatusOr<layout::Packet> packet;
+    // What is no notice nobody asked for.
+    while ((packet = layout::ReceivePacket(socket_.get(), bytes, layout::Wait::kNo)).ok() &&
+           packet->bytes != 0) {
+      if (packet->truncated) continue;
+      if (const auto notice = NoticeIn(std::span(bytes).first(packet->bytes))) Note(*notice);
+    }
+    noted_.store(false, std::memory_order_relaxed);
+    return std::exchange(recall_, std::nullopt);
+  }
+
+  void AnswerRecall(const RecallRequest& recall) override {
+    layout::RecallAnswer answer;
+    answer.recall = recall.number;
+    // Without the lock: the socket is never closed, and a packet is sent whole. If it cannot be
+    // sent there is no daemon any more that waits for it.
+    layout::SendPacket(socket_fd_, layout::BytesOf(answer)).IgnoreError();
   }
 
   void AbandonInChild() override {
@@ -217,6 +274,24 @@ class DaemonLink final : public SpanSource {
   // After a request that was not answered, a late answer would be taken for the next one's.
   void Disconnect() ABSL_EXCLUSIVE_LOCKS_REQUIRED(socket_mu_) {
     shutdown(socket_.get(), SHUT_RDWR);
+  }
+
+  template <typename Reply, typename Request>
+  absl::StatusOr<std::vector<UniqueFd>> CallLocked(const Request& request, size_t fds, Reply* reply)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(socket_mu_) {
+    bool noticed = false;
+    auto result = Call(socket_.get(), attach_path_, request, fds, reply,
+                       [&](const layout::RecallNotice& notice) ABSL_NO_THREAD_SAFETY_ANALYSIS {
+                         Note(notice);
+                         noticed = true;
+                       });
+    if (noticed && wake_ != nullptr) wake_();
+    return result;
+  }
+
+  void Note(const layout::RecallNotice& notice) ABSL_EXCLUSIVE_LOCKS_REQUIRED(socket_mu_) {
+    recall_ = RecallRequest{notice.recall, notice.bytes};
+    noted_.store(true, std::memory_order_release);
   }
 
   void Remember(uint64_t sequence) ABSL_LOCKS_EXCLUDED(mu_) {
@@ -280,6 +355,9 @@ class DaemonLink final : public SpanSource {
 
   absl::Mutex socket_mu_;
   UniqueFd socket_ ABSL_GUARDED_BY(socket_mu_);
+  std::optional<RecallRequest> recall_ ABSL_GUARDED_BY(socket_mu_);
+  std::atomic<bool> noted_{false};  // recall_ has one
+  std::function<void()> wake_ ABSL_GUARDED_BY(socket_mu_);
 
   // Of answers that came too late. Locked inside a stream's lock; outlives the stream.
   absl::Mutex orphans_mu_;

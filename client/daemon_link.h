@@ -1,8 +1,8 @@
 // A session's way to its daemon: the attach socket and the Exchange stream.
 //
 // The attach socket (proto/layout/attach.h) is the session's lifeline; over it go the handshake,
-// the descriptors of arenas, one request at a time, and the farewell. Spans travel on one gRPC
-// stream, opened with the first exchange.
+// the descriptors of arenas, one request at a time, and the farewell; and the daemon's recalls, at
+// any time. Spans travel on one gRPC stream, opened with the first exchange.
 //
 // The stream has no thread of its own. Whichever thread waits for an answer first also waits on the
 // stream's completion queue, for all; when its own answer is there it passes the task on. So an

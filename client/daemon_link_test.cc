@@ -201,12 +201,12 @@ class FakeDaemon : public v1::Pool::Service {
   ~FakeDaemon() override { server_->Shutdown(std::chrono::system_clock::now()); }
 
   const std::string& directory() const { return socket_.directory(); }
-  absl::StatusOr<SessionCore*> Attach() {
+  absl::StatusOr<SessionCore*> Attach(bool background = false) {
     PoolFacts facts;
     auto link =
         AttachToDaemon(directory(), "default", Access::kReadWrite, absl::Minutes(1), &facts);
     if (!link.ok()) return link.status();
-    facts.background = false;
+    facts.background = background;
     return SessionCore::Create(std::move(facts), *std::move(link));
   }
   FakePool& pool() { return pool_; }
@@ -215,9 +215,22 @@ class FakeDaemon : public v1::Pool::Service {
   // Adds a grant of a span class there is not to every answer.
   void Lie() { lie_ = true; }
   int detach_requests() const { return detach_requests_; }
+  // Sends a notice right now, or before the next reply to a request for an arena.
+  void Recall(uint64_t number) { SendNotice(connection_, number); }
+  void RecallBeforeNextArena(uint64_t number) { recall_before_arena_ = number; }
+  // The last recall that was answered.
+  uint64_t answered() const { return answered_; }
 
  private:
+  static void SendNotice(int connection, uint64_t number) {
+    layout::RecallNotice notice;
+    notice.recall = number;
+    notice.bytes = UINT64_MAX;
+    EXPECT_TRUE(layout::SendPacket(connection, layout::BytesOf(notice)).ok());
+  }
+
   void Serve(int connection) {
+    connection_ = connection;
     std::byte buffer[layout::kMaxAttachMessageBytes];
     for (;;) {
       absl::StatusOr<layout::Packet> packet = layout::ReceivePacket(connection, buffer);
@@ -250,7 +263,17 @@ class FakeDaemon : public v1::Pool::Service {
           } else {
             reply.code = static_cast<int32_t>(arena.status().code());
           }
+          if (const uint64_t number = recall_before_arena_.exchange(0); number != 0) {
+            SendNotice(connection, number);
+          }
           EXPECT_TRUE(layout::SendPacket(connection, layout::BytesOf(reply), fds).ok());
+          break;
+        }
+        case layout::AttachType::kRecallAnswer: {
+          layout::RecallAnswer answer;
+          ASSERT_EQ(packet->bytes, sizeof(answer));
+          std::memcpy(&answer, buffer, sizeof(answer));
+          answered_ = answer.recall;
           break;
         }
         default:
@@ -315,6 +338,9 @@ class FakeDaemon : public v1::Pool::Service {
   std::atomic<bool> drop_next_answer_{false};
   std::atomic<bool> lie_{false};
   std::atomic<int> detach_requests_{0};
+  std::atomic<int> connection_{-1};
+  std::atomic<uint64_t> recall_before_arena_{0};
+  std::atomic<uint64_t> answered_{0};
   AttachSocket socket_;
   std::unique_ptr<grpc::Server> server_;
 };
@@ -354,6 +380,37 @@ TEST(DaemonLink, AStreamThatBreaksIsUnavailableAndTheNextExchangeOpensAnother) {
     ASSERT_TRUE(buffer.ok()) << buffer.status();
   }
   (*core)->cache().CheckInvariants();
+  (*core)->Unref();
+  EXPECT_TRUE(daemon.pool().Empty());
+}
+
+TEST(DaemonLink, ARecallIsAnsweredOnceWhatIsIdleWasReturned) {
+  FakeDaemon daemon;
+  absl::StatusOr<SessionCore*> core = daemon.Attach(/*background=*/true);
+  ASSERT_TRUE(core.ok()) << core.status();
+  // Also before anything was ever borrowed.
+  for (uint64_t number = 1; number <= 3; ++number) {
+    daemon.Recall(number);
+    while (daemon.answered() != number) std::this_thread::yield();
+    EXPECT_EQ(daemon.pool().stats().on_loan_bytes, 0u);
+    absl::StatusOr<Buffer> buffer = (*core)->Allocate(20 * kMiB, {});
+    ASSERT_TRUE(buffer.ok()) << buffer.status();
+  }
+  (*core)->Unref();
+  EXPECT_TRUE(daemon.pool().Empty());
+}
+
+TEST(DaemonLink, ARecallThatComesBeforeAReplyIsNotTakenForIt) {
+  FakeDaemon daemon;
+  absl::StatusOr<SessionCore*> core = daemon.Attach(/*background=*/true);
+  ASSERT_TRUE(core.ok()) << core.status();
+  daemon.RecallBeforeNextArena(7);
+  {
+    absl::StatusOr<Buffer> buffer = (*core)->Allocate(20 * kMiB, {});
+    ASSERT_TRUE(buffer.ok()) << buffer.status();
+    std::memset(buffer->data(), 1, kMiB);
+    while (daemon.answered() != 7) std::this_thread::yield();
+  }
   (*core)->Unref();
   EXPECT_TRUE(daemon.pool().Empty());
 }

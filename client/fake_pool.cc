@@ -1,9 +1,11 @@
 #include "client/fake_pool.h"
 
 #include <fcntl.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <optional>
 #include <utility>
 
 #include "allocator/check.h"
@@ -40,8 +42,14 @@ class FakePool::States : public BlockStates {
 
 class FakePool::Source : public SpanSource {
  public:
-  explicit Source(FakePool* pool) : pool_(pool) {}
+  explicit Source(FakePool* pool) : pool_(pool), notice_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+    absl::MutexLock lock(&pool_->mu_);
+    pool_->sources_.insert(this);
+  }
   ~Source() override {
+    absl::MutexLock lock(&pool_->mu_);
+    pool_->sources_.erase(this);
+    if (asked_) --pool_->unanswered_;
     if (segment_ != nullptr) munmap(segment_, layout::kSessionSegmentBytes);
   }
 
@@ -114,6 +122,27 @@ class FakePool::Source : public SpanSource {
     return absl::OkStatus();
   }
 
+  int notice_fd() const override { return notice_.get(); }
+  std::optional<RecallRequest> TakeRecall() override {
+    eventfd_t ignored;
+    eventfd_read(notice_.get(), &ignored);
+    absl::MutexLock lock(&pool_->mu_);
+    return std::exchange(recall_, std::nullopt);
+  }
+  void AnswerRecall(const RecallRequest& recall) override {
+    absl::MutexLock lock(&pool_->mu_);
+    if (!asked_ || recall.number != pool_->last_recall_) return;
+    asked_ = false;
+    --pool_->unanswered_;
+  }
+  // With the pool's lock held.
+  void Ask(const RecallRequest& recall) {
+    recall_ = recall;
+    if (!asked_) ++pool_->unanswered_;
+    asked_ = true;
+    eventfd_write(notice_.get(), 1);
+  }
+
  private:
   // What the daemon does when its grace period has passed.
   void ReleaseTransits() {
@@ -132,6 +161,10 @@ class FakePool::Source : public SpanSource {
 
   FakePool* const pool_;
   layout::SessionSegment* segment_ = nullptr;
+  const layout::UniqueFd notice_;
+  // Guarded by the pool's lock.
+  std::optional<RecallRequest> recall_;
+  bool asked_ = false;
   absl::Mutex mu_;
   std::vector<GrantSequence> unsent_ ABSL_GUARDED_BY(mu_);
 };
@@ -163,6 +196,18 @@ layout::BlockTable& FakePool::TableOf(ArenaIndex arena) {
 
 layout::SharedWord& FakePool::WordOf(GranuleId granule) {
   return layout::WordOf(TableOf(ArenaOf(granule)), granule);
+}
+
+void FakePool::Recall(uint64_t bytes) {
+  absl::MutexLock lock(&mu_);
+  ++last_recall_;
+  for (Source* source : sources_) source->Ask({last_recall_, bytes});
+}
+
+void FakePool::AwaitAnswers() {
+  absl::MutexLock lock(&mu_);
+  mu_.Await(absl::Condition(
+      +[](int* unanswered) { return *unanswered == 0; }, &unanswered_));
 }
 
 bool FakePool::Empty() {

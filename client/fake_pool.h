@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <set>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
@@ -45,6 +46,12 @@ class FakePool {
   // While down, every exchange and arena request fails with UNAVAILABLE.
   void SetDown(bool down) { down_.store(down); }
 
+  // Asks every session for `bytes` of what it does not use.
+  void Recall(uint64_t bytes = UINT64_MAX);
+  // Waits until every session that was asked has answered. Sessions without a housekeeper answer
+  // when KeepHouse is called.
+  void AwaitAnswers();
+
   HeapStats stats() { return heap_.stats(); }
   // Sweeps what was returned with blocks living on, and says whether everything is free.
   bool Empty();
@@ -70,6 +77,9 @@ class FakePool {
   absl::Mutex mu_;
   std::map<uint32_t, layout::BlockTable*> tables_ ABSL_GUARDED_BY(mu_);
   std::map<uint64_t, Span*> loans_ ABSL_GUARDED_BY(mu_);
+  std::set<Source*> sources_ ABSL_GUARDED_BY(mu_);
+  uint64_t last_recall_ ABSL_GUARDED_BY(mu_) = 0;
+  int unanswered_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t next_sequence_ ABSL_GUARDED_BY(mu_) = 1;
   const std::unique_ptr<BlockStates> states_;
   Heap heap_;

@@ -1,5 +1,5 @@
-// A session's one background thread: it is woken when there is something to do ahead of need, and
-// otherwise sleeps.
+// A session's one background thread: it is woken when there is something to do ahead of need or the
+// daemon has something to say, and otherwise sleeps.
 //
 // Nothing depends on it for correctness: if it cannot be started, or does not exist (as in a forked
 // child), threads do its work when they come to need it.
@@ -14,9 +14,8 @@
 #include <atomic>
 #include <functional>
 
-#include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "proto/layout/packet.h"
 
 namespace spanpool::internal {
 
@@ -26,8 +25,10 @@ class Housekeeper {
   // InfiniteFuture: only when woken.
   using Work = std::function<absl::Time()>;
 
-  // `work` is called on the background thread, which has all signals blocked.
-  explicit Housekeeper(Work work);
+  // `work` is called on the background thread, which has all signals blocked. It is also called
+  // when `watched_fd` becomes readable or is hung up, and is to read what is there; once hung up
+  // the descriptor is not looked at again. -1: none. It outlives this object.
+  explicit Housekeeper(Work work, int watched_fd = -1);
   // Waits for work under way to end.
   ~Housekeeper();
   Housekeeper(const Housekeeper&) = delete;
@@ -36,17 +37,26 @@ class Housekeeper {
   // Has the work done soon. Cheap when it was asked for already. False: there is no thread.
   bool Wake();
 
+  // In a forked child, which has no such thread and must not destroy this object: closes what the
+  // child has inherited. Async-signal-safe.
+  void AbandonInChild();
+
  private:
   static void* Run(void* self);
   void Loop();
+  // Waits until woken, something is to be read from the watched descriptor, or `deadline`.
+  void Wait(absl::Time deadline);
+  void Signal();
 
+  // Constant after construction.
   const Work work_;
-  bool running_ = false;  // constant after construction
+  const layout::UniqueFd wake_fd_;  // an eventfd, so that it can be waited for beside the other
+  bool running_ = false;
   pthread_t thread_{};
+
+  int watched_fd_;  // the thread's own
   std::atomic<bool> woken_{false};
-  absl::Mutex mu_;
-  bool notified_ ABSL_GUARDED_BY(mu_) = false;
-  bool stop_ ABSL_GUARDED_BY(mu_) = false;
+  std::atomic<bool> stop_{false};
 };
 
 }  // namespace spanpool::internal

@@ -460,14 +460,14 @@ void SessionCache::CheckLowLocked(CacheClass c, ClassCache& cache) {
   low_classes_.push_back(c);
 }
 
+std::vector<CacheClass> SessionCache::TakeLowClasses() {
+  RankedMutexLock lock(&mu_);
+  return std::exchange(low_classes_, {});
+}
+
 void SessionCache::KeepHouse() {
-  std::vector<CacheClass> low;
-  {
-    RankedMutexLock lock(&mu_);
-    low.swap(low_classes_);
-  }
   std::vector<SpanWish> wishes;
-  for (const CacheClass c : low) {
+  for (const CacheClass c : TakeLowClasses()) {
     ClassCache& cache = CacheOf(c);
     RankedMutexLock lock(&cache.mu);
     cache.running_low = false;
@@ -617,9 +617,15 @@ void SessionCache::ReturnSurplus() {
   (void)ExchangeNow({});
 }
 
-absl::StatusOr<uint64_t> SessionCache::Reclaim() {
+absl::StatusOr<uint64_t> SessionCache::Reclaim(uint64_t enough) {
+  // Nothing is asked for ahead of need while memory is short.
+  for (const CacheClass c : TakeLowClasses()) {
+    ClassCache& cache = CacheOf(c);
+    RankedMutexLock lock(&cache.mu);
+    cache.running_low = false;
+  }
   uint64_t bytes = 0;
-  for (size_t i = 0; i < kCacheClasses; ++i) {
+  for (size_t i = 0; i < kCacheClasses && bytes < enough; ++i) {
     ClassCache& cache = classes_[i];
     RankedMutexLock lock(&cache.mu);
     for (ClientSpan* span = cache.to_sweep.front(); span != nullptr;) {
@@ -628,7 +634,7 @@ absl::StatusOr<uint64_t> SessionCache::Reclaim() {
       span = next;
     }
     for (SpanList* list : {&cache.idle, &cache.partial, &cache.full}) {
-      for (ClientSpan* span = list->front(); span != nullptr;) {
+      for (ClientSpan* span = list->front(); span != nullptr && bytes < enough;) {
         ClientSpan* const next = span->next;
         if (span->returnable()) {
           bytes += Bytes(span->pages.count);

@@ -85,9 +85,9 @@ class SessionCache {
   // caller holds the block.
   void LetGo(PoolOffset offset);
 
-  // Sweeps every span, hints or not, and returns every span that no block keeps here. Returns the
-  // number of bytes given back.
-  absl::StatusOr<uint64_t> Reclaim();
+  // Sweeps every span, hints or not, and returns spans that no block keeps here: every one, or
+  // until `enough` bytes are given back. Returns the number of bytes given back.
+  absl::StatusOr<uint64_t> Reclaim(uint64_t enough = UINT64_MAX);
 
   // Asks for more of the classes that are about to run dry, and sends what waits to be returned.
   // Not at the same time from two threads.
@@ -160,6 +160,8 @@ class SessionCache {
 
   // Notes that `c` should be prefetched, if it should.
   void CheckLowLocked(CacheClass c, ClassCache& cache) ABSL_EXCLUSIVE_LOCKS_REQUIRED(cache.mu);
+  // The classes noted since the last call. The caller clears their `running_low`.
+  std::vector<CacheClass> TakeLowClasses();
   // The next batch to ask for.
   SpanWish NextWishLocked(CacheClass c, ClassCache& cache) ABSL_EXCLUSIVE_LOCKS_REQUIRED(cache.mu);
   // Sends what waits to be returned, if enough has gathered to be worth a message.

@@ -7,6 +7,7 @@
 #include <bit>
 #include <cerrno>
 #include <cstring>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -94,7 +95,9 @@ absl::Status SessionCore::Init(const layout::UniqueFd& session_segment) {
   threads_ =
       std::make_unique<ThreadCaches>(limit_bytes_, range_.get(), pages_.get(), cache_.get(), this);
   if (background_) {
-    housekeeper_ = std::make_unique<Housekeeper>([this] { return KeepHouse(absl::Now()); });
+    source_->SetNoticeCallback([this] { WakeHousekeeper(); });
+    housekeeper_ = std::make_unique<Housekeeper>([this] { return KeepHouse(absl::Now()); },
+                                                 source_->notice_fd());
   }
   return absl::OkStatus();
 }
@@ -128,6 +131,7 @@ void SessionCore::Unref() {
 void SessionCore::AbandonInChild() {
   abandoned_.store(true, std::memory_order_relaxed);
   source_->AbandonInChild();
+  if (housekeeper_ != nullptr) housekeeper_->AbandonInChild();
 }
 
 SessionCore::Place SessionCore::PlaceFor(size_t bytes, size_t alignment, bool noscan) const {
@@ -295,16 +299,19 @@ void SessionCore::FreeSettled(bool all) {
   }
 }
 
-absl::Time SessionCore::Settle(absl::Time now) {
-  if (settle_at_ > now && settle_at_ != absl::InfiniteFuture()) return settle_at_;
+void SessionCore::GiveSettled() {
   for (const PoolOffset offset : references_->Settle()) {
-    // Past this thread's stacks: it allocates nothing.
     void* const block = range_->PointerTo(offset);
     const ClientSpan* const span = pages_->SpanOf(PageOf(offset));
     SPANPOOL_CHECK(span != nullptr && NoteFreed(block, nullptr));  // the block is ours
     cache_->Give(CacheClass(span->cache_class.load(std::memory_order_relaxed)), {&block, 1},
                  nullptr);
   }
+}
+
+absl::Time SessionCore::Settle(absl::Time now) {
+  if (settle_at_ > now && settle_at_ != absl::InfiniteFuture()) return settle_at_;
+  GiveSettled();
   if (!references_->any_waiting()) {
     // seq_cst: pairs with NoteSent. Whoever sends from here on wakes the housekeeper.
     settling_.store(false, std::memory_order_seq_cst);
@@ -319,8 +326,21 @@ absl::Time SessionCore::Settle(absl::Time now) {
   return settle_at_;
 }
 
+void SessionCore::GiveBack(uint64_t bytes) {
+  // If the daemon does not answer, the returns are sent once it does.
+  const uint64_t idle = bytes == UINT64_MAX ? 0 : cache_->Reclaim(bytes).value_or(0);
+  if (idle >= bytes) return;
+  threads_->DrainOthers();
+  cache_->Reclaim(bytes - idle).status().IgnoreError();
+}
+
 absl::Time SessionCore::KeepHouse(absl::Time now) {
   const absl::Time settle_at = Settle(now);
+  if (const std::optional<RecallRequest> recall = source_->TakeRecall(); recall.has_value()) {
+    GiveSettled();
+    GiveBack(recall->bytes);
+    source_->AnswerRecall(*recall);
+  }
   cache_->KeepHouse();
   const ThreadCaches::Counts counts = threads_->counts();
   const SlotStocks::Counts references = references_->counts();

@@ -122,8 +122,8 @@ class SessionCore final : public SessionLife {
   void DrainOtherStacks() { threads_->DrainOthers(); }
 
   // What the housekeeper does, and when to do it again at the latest. Not from two threads at once.
-  // Each second in which no thread allocates, half of what is idle goes back: blocks in threads'
-  // stacks to the session cache, spans to the daemon.
+  // A recall by the daemon is answered. Each second in which no thread allocates, half of what is
+  // idle goes back: blocks in threads' stacks to the session cache, spans to the daemon.
   absl::Time KeepHouse(absl::Time now);
 
  private:
@@ -147,14 +147,19 @@ class SessionCore final : public SessionLife {
   // The block at `data`, of this session and in the user's hands, goes back.
   void FreeBlock(void* data);
   absl::StatusOr<Buffer> BufferOf(const absl::StatusOr<References::Opened>& opened);
-  // The housekeeper's part in that; when to do it again.
-  absl::Time Settle(absl::Time now);
   // Frees what came free while nobody looked; a few references of those that were sent, or all.
   void FreeSettled(bool all);
   // Whether blocks of the span can be shared.
   absl::Status CheckShareable(const void* data) const;
   // Has the housekeeper look whether what was sent has arrived.
   void NoteSent();
+  // The same, all of it, past the calling thread's stacks, for one that allocates nothing.
+  void GiveSettled();
+  // The housekeeper's part in that; when to do it again.
+  absl::Time Settle(absl::Time now);
+  // Returns what is idle: spans of the session cache first; if those are less than `bytes`, also
+  // what the blocks in threads' stacks keep here.
+  void GiveBack(uint64_t bytes);
   bool WakeHousekeeper() { return housekeeper_ != nullptr && housekeeper_->Wake(); }
 
   // Constant after construction.

@@ -639,6 +639,152 @@ TEST_F(SessionCoreTest, ThreadsAndTheHousekeeperWorkTogether) {
   EXPECT_TRUE(pool_.Empty());
 }
 
+// A thread that allocates and frees `blocks` blocks of `bytes`, and then is idle with full stacks
+// until the object goes.
+class IdleThread {
+ public:
+  IdleThread(const Attached& core, int blocks, size_t bytes)
+      : thread_([this, core = core.get(), blocks, bytes] {
+          std::vector<void*> mine;
+          for (int i = 0; i < blocks; ++i) mine.push_back(core->Malloc(bytes, 16));
+          for (void* block : mine) core->Free(block, nullptr);
+          step_ = 1;
+          while (step_ != 2) std::this_thread::yield();
+        }) {
+    while (step_ != 1) std::this_thread::yield();
+  }
+  ~IdleThread() {
+    step_ = 2;
+    thread_.join();
+  }
+
+ private:
+  std::atomic<int> step_{0};
+  std::thread thread_;
+};
+
+TEST_F(SessionCoreTest, AQuietSessionGivesBackWhatIdleThreadsKeepInTheirStacks) {
+  Attached core(pool_.Attach());
+  IdleThread small(core, 300, 4096);
+  IdleThread large(core, 8, 65536);
+  absl::Time now = absl::UnixEpoch();
+  core->KeepHouse(now);
+  EXPECT_LT(core->cache().idle_bytes(), core->cache().bytes_on_loan());  // blocks are in stacks
+  int seconds = 0;
+  for (absl::Time next = now; next != absl::InfiniteFuture(); ++seconds) {
+    now += absl::Seconds(1);
+    next = core->KeepHouse(now);
+    // Nothing is in a stack any more, so all that is on loan is idle.
+    EXPECT_EQ(core->cache().idle_bytes(), core->cache().bytes_on_loan());
+    ASSERT_LT(seconds, 20);
+  }
+  EXPECT_GE(seconds, 3);
+  EXPECT_EQ(core->cache().bytes_on_loan(), 0u);
+}
+
+// --- Recall --------------------------------------------------------------------------------------
+
+TEST_F(SessionCoreTest, ARecallBringsBackAllThatIsIdleAndNothingInUse) {
+  Attached core(pool_.Attach());
+  IdleThread idle(core, 300, 4096);
+  Buffer small = MustAllocate(core, 1000);
+  Buffer large = MustAllocate(core, 10 * kMiB);
+  Buffer shared = MustAllocate(core, 1000);
+  ASSERT_TRUE(shared.Share().ok());
+  std::memset(small.data(), 3, 1000);
+  core->Free(core->Malloc(20 * kMiB, 16), nullptr);
+  core->DrainMyStacks();  // this thread keeps house: its stacks are its own
+  EXPECT_GT(pool_.stats().on_loan_bytes, 31 * kMiB);
+  pool_.Recall();
+  core->KeepHouse(absl::UnixEpoch());
+  pool_.AwaitAnswers();
+  // What holds the buffers: a span of 8 KiB for the two small ones, and the large one.
+  EXPECT_EQ(pool_.stats().on_loan_bytes, 10 * kMiB + kPageBytes);
+  EXPECT_EQ(core->cache().idle_bytes(), 0u);
+  EXPECT_EQ(small.data()[999], std::byte{3});
+  core->cache().CheckInvariants();
+  // The session goes on as before.
+  Buffer another = MustAllocate(core, 5000);
+}
+
+TEST_F(SessionCoreTest, ARecallForLessTakesIdleSpansFirstAndLeavesTheStacks) {
+  Attached core(pool_.Attach());
+  IdleThread idle(core, 8, 65536);
+  void* const large = core->Malloc(20 * kMiB, 16);
+  core->Free(large, nullptr);
+  const uint64_t before = pool_.stats().on_loan_bytes;
+  pool_.Recall(10 * kMiB);
+  core->KeepHouse(absl::UnixEpoch());
+  pool_.AwaitAnswers();
+  EXPECT_LE(pool_.stats().on_loan_bytes, before - 10 * kMiB);
+  EXPECT_GT(pool_.stats().on_loan_bytes, 0u);
+  // More than is idle in spans: now the stacks, too.
+  pool_.Recall(10 * kMiB);
+  core->KeepHouse(absl::UnixEpoch());
+  pool_.AwaitAnswers();
+  EXPECT_EQ(pool_.stats().on_loan_bytes, 0u);
+}
+
+TEST_F(SessionCoreTest, ARecallFindsBlocksThatOthersFreed) {
+  Attached core(pool_.Attach());
+  Attached other(pool_.Attach());
+  Buffer shared = MustAllocate(core, 10 * kMiB);
+  Buffer opened = MustOpen(other, *shared.Share());
+  shared = Buffer();  // lives on elsewhere
+  opened = Buffer();
+  pool_.Recall();
+  core->KeepHouse(absl::UnixEpoch());
+  other->KeepHouse(absl::UnixEpoch());
+  pool_.AwaitAnswers();
+  EXPECT_EQ(pool_.stats().on_loan_bytes, 0u);
+}
+
+TEST_F(SessionCoreTest, AnIdleSessionAnswersARecallByItself) {
+  Attached core(pool_.AttachWithHousekeeper());
+  IdleThread idle(core, 300, 4096);
+  for (int round = 0; round < 3; ++round) {
+    core->Free(core->Malloc(20 * kMiB, 16), nullptr);
+    pool_.Recall();
+    pool_.AwaitAnswers();
+    EXPECT_EQ(pool_.stats().on_loan_bytes, 0u);
+  }
+}
+
+TEST_F(SessionCoreTest, ABusySessionAnswersRecallsAndLosesNoBlock) {
+  const uint64_t seed = std::random_device{}();
+  SCOPED_TRACE(testing::Message() << "seed " << seed);
+  Attached core(pool_.AttachWithHousekeeper());
+  std::atomic<bool> stop{false};
+  std::vector<std::thread> threads;
+  for (uint64_t t = 0; t < 3; ++t) {
+    threads.emplace_back([&, t] {
+      std::mt19937_64 random(seed + t);
+      std::array<std::pair<Buffer, std::byte>, 50> live;
+      while (!stop) {
+        auto& [buffer, fill] = live[random() % live.size()];
+        if (buffer.size() != 0) {
+          ASSERT_EQ(buffer.data()[0], fill);
+          ASSERT_EQ(buffer.data()[buffer.size() - 1], fill);
+        }
+        buffer = Buffer();
+        buffer = MustAllocate(core, size_t{64} << (random() % 16));
+        fill = static_cast<std::byte>(random());
+        buffer.data()[0] = buffer.data()[buffer.size() - 1] = fill;
+      }
+    });
+  }
+  for (int round = 0; round < 100; ++round) {
+    pool_.Recall(round % 2 == 0 ? UINT64_MAX : kMiB);
+    pool_.AwaitAnswers();
+  }
+  stop = true;
+  for (std::thread& thread : threads) thread.join();
+  core->cache().CheckInvariants();
+  EXPECT_EQ(core->stats().misuses, 0u);
+  core.Reset();
+  EXPECT_TRUE(pool_.Empty());
+}
+
 // --- Sharing: two sessions, as two processes -----------------------------------------------------
 
 class SharingTest : public SessionCoreTest {

@@ -7,6 +7,8 @@
 #define SPANPOOL_CLIENT_SPAN_SOURCE_H_
 
 #include <cstdint>
+#include <functional>
+#include <optional>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -49,6 +51,12 @@ struct ArenaFds {
   layout::UniqueFd table;
 };
 
+// The daemon asks for what the session does not use.
+struct RecallRequest {
+  uint64_t number = 0;  // the recall's
+  uint64_t bytes = 0;   // how much would do; UINT64_MAX = all of it
+};
+
 // Thread-safe.
 class SpanSource {
  public:
@@ -69,6 +77,16 @@ class SpanSource {
   //   FAILED_PRECONDITION  they are not; the daemon takes them back when the process ends
   //   UNAVAILABLE          the daemon did not answer
   virtual absl::Status Detach() = 0;
+
+  // What the daemon says unasked. `notice_fd` becomes readable, or is hung up, when there may be
+  // something; -1: never. While another thread waits for an answer on the same connection, that
+  // thread may come upon it first; then `wake` is called, which has been set before any other call.
+  virtual int notice_fd() const { return -1; }
+  virtual void SetNoticeCallback(std::function<void()> /*wake*/) {}
+  // The recall that was asked for last and not yet taken, if any. Never waits.
+  virtual std::optional<RecallRequest> TakeRecall() { return std::nullopt; }
+  // Says that what was idle has been returned.
+  virtual void AnswerRecall(const RecallRequest& /*recall*/) {}
 
   // Called in a forked child, where the source must not be used or destroyed: closes what would
   // keep the parent's session alive. Async-signal-safe.

@@ -8,11 +8,15 @@
 #ifndef SPANPOOL_SERVER_ADMIN_SERVICE_H_
 #define SPANPOOL_SERVER_ADMIN_SERVICE_H_
 
+#include <string>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/time/time.h"
+#include "allocator/lock_rank.h"
 #include "grpcpp/server_context.h"
 #include "server/pool.h"
+#include "server/recaller.h"
 #include "spanpool/v1/admin.grpc.pb.h"
 
 namespace spanpool {
@@ -21,22 +25,40 @@ inline constexpr char kVersion[] = "0.1.0";
 
 class AdminService final : public v1::Admin::Service {
  public:
-  // `pools` outlive this object.
-  AdminService(std::vector<const Pool*> pools, absl::Time started)
-      : pools_(std::move(pools)), started_(started) {}
+  // All outlive this object.
+  AdminService(std::vector<Pool*> pools, Recaller* recaller, absl::Time started)
+      : pools_(std::move(pools)), recaller_(recaller), started_(started) {}
 
   grpc::Status GetStatus(grpc::ServerContext* context, const v1::GetStatusRequest* request,
                          v1::GetStatusResponse* response) override;
+  // Waits for clients, within the caller's bounds.
+  grpc::Status Trim(grpc::ServerContext* context, const v1::TrimRequest* request,
+                    v1::TrimResponse* response) override;
+
+  // Waits until no call is being worked on, at most until `deadline`.
+  void AwaitIdle(absl::Time deadline) ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
-  const std::vector<const Pool*> pools_;
+  // A call that is being worked on.
+  class Call;
+
+  // The pools that `name` means: that one, or all if it is empty. None = there is no such pool.
+  std::vector<Pool*> PoolsOf(const std::string& name) const;
+
+  const std::vector<Pool*> pools_;
+  Recaller* const recaller_;
   const absl::Time started_;
+
+  RankedMutex mu_{LockRank::kLeaf};
+  int calls_ ABSL_GUARDED_BY(mu_) = 0;
 };
 
 class DeniedAdminService final : public v1::Admin::Service {
  public:
   grpc::Status GetStatus(grpc::ServerContext* context, const v1::GetStatusRequest* request,
                          v1::GetStatusResponse* response) override;
+  grpc::Status Trim(grpc::ServerContext* context, const v1::TrimRequest* request,
+                    v1::TrimResponse* response) override;
 };
 
 }  // namespace spanpool

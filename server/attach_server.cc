@@ -92,13 +92,18 @@ const char* Name(AccessLevel level) {
 }  // namespace
 
 AttachServer::AttachServer(UniqueFd listener, std::vector<Pool*> pools, SessionTable* sessions,
-                           Reaper* reaper, EventLoop* loop)
+                           Reaper* reaper, Recaller* recaller, EventLoop* loop)
     : pools_(std::move(pools)),
       sessions_(sessions),
       reaper_(reaper),
+      recaller_(recaller),
       loop_(loop),
       listener_(std::move(listener)),
-      spare_(open("/dev/null", O_RDONLY | O_CLOEXEC)) {}
+      spare_(open("/dev/null", O_RDONLY | O_CLOEXEC)) {
+  recaller_->SetCarrier([this](const Session& session, uint64_t recall, uint64_t bytes) {
+    loop_->Post([this, id = session.id(), recall, bytes] { Recall(id, recall, bytes); });
+  });
+}
 
 AttachServer::~AttachServer() {
   for (const auto& [session, watch] : pidfd_watches_) loop_->Unwatch(watch);
@@ -233,6 +238,12 @@ bool AttachServer::Handle(Connection& connection, std::span<const std::byte> byt
         if (Parse<layout::DetachRequest>(bytes)) return HandleDetach(connection);
         Send(fd, Refusal<layout::DetachReply>(wrong_size));
         return false;
+      case AttachType::kRecallAnswer: {
+        const auto answer = Parse<layout::RecallAnswer>(bytes);
+        if (answer) return HandleRecallAnswer(connection, *answer);
+        status = wrong_size;
+        break;
+      }
       default:
         status = absl::InvalidArgumentError(
             absl::StrCat("no request has type ", static_cast<uint32_t>(header.type)));
@@ -388,6 +399,39 @@ bool AttachServer::HandleDetach(Connection& connection) {
   return false;
 }
 
+void AttachServer::Recall(uint32_t session_id, uint64_t recall, uint64_t bytes) {
+  const auto found = connection_of_session_.find(session_id);
+  if (found == connection_of_session_.end()) {
+    recaller_->Gone(session_id);
+    return;
+  }
+  Connection& connection = connections_.at(found->second);
+  layout::RecallNotice& next = connection.recall_next;
+  // One notice for all that came while the last was not answered.
+  next.recall = std::max(next.recall, recall);
+  next.bytes = std::max(next.bytes, bytes);
+  if (connection.recall_sent == 0 && !SendNotice(connection)) Close(connection.id);
+}
+
+bool AttachServer::SendNotice(Connection& connection) {
+  const layout::RecallNotice notice = std::exchange(connection.recall_next, {});
+  connection.recall_sent = notice.recall;
+  return Send(connection.fd.get(), notice);
+}
+
+bool AttachServer::HandleRecallAnswer(Connection& connection, const layout::RecallAnswer& answer) {
+  // Nothing is under way before the session is attached.
+  if (answer.recall == 0 || answer.recall != connection.recall_sent) {
+    Send(connection.fd.get(),
+         Refusal<layout::AttachReply>(absl::InvalidArgumentError(
+             absl::StrCat("recall ", answer.recall, " is answered, which is not under way"))));
+    return false;
+  }
+  connection.recall_sent = 0;
+  recaller_->Answered(*connection.session, answer.recall);
+  return connection.recall_next.recall == 0 || SendNotice(connection);
+}
+
 void AttachServer::Close(uint64_t id) {
   const auto it = connections_.find(id);
   if (it == connections_.end()) return;
@@ -397,6 +441,7 @@ void AttachServer::Close(uint64_t id) {
     --pending_;
   } else {
     connection_of_session_.erase(connection.session->id());
+    recaller_->Gone(connection.session->id());
     connection.session->pool().LifelineEnded(*connection.session);
   }
   connections_.erase(it);

@@ -28,6 +28,7 @@
 #include "server/peer.h"
 #include "server/pool.h"
 #include "server/reaper.h"
+#include "server/recaller.h"
 #include "server/session_table.h"
 
 namespace spanpool {
@@ -37,8 +38,9 @@ class AttachServer {
   static constexpr size_t kMaxPending = 64;
 
   // All outlive this object; the loop does not run yet. `listener` is a listening SOCK_SEQPACKET.
+  // Carries the recaller's notices from now on.
   AttachServer(layout::UniqueFd listener, std::vector<Pool*> pools, SessionTable* sessions,
-               Reaper* reaper, EventLoop* loop);
+               Reaper* reaper, Recaller* recaller, EventLoop* loop);
   // The loop has stopped. Lifelines are closed; sessions stay as they are.
   ~AttachServer();
   AttachServer(const AttachServer&) = delete;
@@ -59,6 +61,9 @@ class AttachServer {
     PeerIdentity peer;
     EventLoop::WatchId watch = EventLoop::kNoWatch;
     std::shared_ptr<Session> session;  // null until attached
+    // The notice that is under way, and the one that is to be sent once it was answered; 0 = none.
+    uint64_t recall_sent = 0;
+    layout::RecallNotice recall_next;
   };
 
   void Accept();
@@ -69,6 +74,11 @@ class AttachServer {
   bool HandleAttach(Connection& connection, const layout::AttachRequest& request);
   bool HandleArena(Connection& connection, const layout::ArenaRequest& request);
   bool HandleDetach(Connection& connection);
+  bool HandleRecallAnswer(Connection& connection, const layout::RecallAnswer& answer);
+  // Notes that the session is to be sent a notice, and sends it if none is under way.
+  void Recall(uint32_t session_id, uint64_t recall, uint64_t bytes);
+  // False closes the connection.
+  static bool SendNotice(Connection& connection);
   absl::StatusOr<std::shared_ptr<Session>> Attach(const Connection& connection,
                                                   const layout::AttachRequest& request);
   void Close(uint64_t id);
@@ -78,6 +88,7 @@ class AttachServer {
   const std::vector<Pool*> pools_;
   SessionTable* const sessions_;
   Reaper* const reaper_;
+  Recaller* const recaller_;
   EventLoop* const loop_;
 
   // The loop's thread.

@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstring>
 #include <set>
+#include <tuple>
 #include <utility>
 
 #include "absl/strings/numbers.h"
@@ -136,6 +137,14 @@ PoolConfig ConvertPool(const v1::PoolConfig& in, const Located& at, const Locate
     const v1::Allow& allow = in.allow(i);
     if (allow.has_uid() == allow.has_gid()) {
       at.Refuse("allow", "expected exactly one of uid and gid", i);
+    }
+    // The system calls take -1 for "no change": no process has it.
+    for (const auto& [given, id, name] : {std::tuple(allow.has_uid(), allow.uid(), "uid"),
+                                          std::tuple(allow.has_gid(), allow.gid(), "gid")}) {
+      if (given && id == UINT32_MAX) {
+        at.Refuse("allow",
+                  absl::StrCat(name, " ", id, " is nobody's; expected 0 to ", UINT32_MAX - 1), i);
+      }
     }
     AccessRule rule;
     if (allow.has_uid()) rule.uid = allow.uid();

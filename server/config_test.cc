@@ -91,6 +91,10 @@ TEST(Config, ARuleNeedsOneSubjectAndALevel) {
   EXPECT_THAT(ErrorOf("pool { name: \"a\"\n allow { uid: 1 gid: 1 access: READ } }"),
               HasSubstr("exactly one"));
   EXPECT_THAT(ErrorOf("pool { name: \"a\"\n allow { uid: 1 } }"), HasSubstr("expected access"));
+  EXPECT_THAT(ErrorOf("pool { name: \"a\"\n allow { uid: 4294967295 access: READ } }"),
+              HasSubstr("2:2: uid 4294967295 is nobody's"));
+  EXPECT_THAT(ErrorOf("pool { name: \"a\"\n allow { gid: 4294967295 access: READ } }"),
+              HasSubstr("2:2: gid 4294967295 is nobody's"));
 }
 
 TEST(Config, AllErrorsAreToldAtOnce) {

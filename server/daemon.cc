@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "allocator/heap.h"
@@ -30,8 +31,13 @@ constexpr size_t kGrpcQuotaBytes = 256 << 20;
 // An Exchange stream and a few short calls are all that a client has on a connection.
 constexpr int kMaxStreamsPerConnection = 16;
 constexpr int kIdleConnectionMs = 600'000;
+// How long the last answers may take on their way out.
+constexpr absl::Duration kCloseGrace = absl::Milliseconds(50);
 // Descriptors of one session: lifeline, pidfd, segment, and twice its gRPC connection.
 constexpr uint64_t kDescriptorsPerSession = 5;
+
+// What a pool is called to the health service, which knows it beside "", the daemon.
+std::string HealthServiceOf(const std::string& pool) { return absl::StrCat("pool/", pool); }
 
 // Makes room for as many descriptors as the sessions and arenas need, as far as this process may.
 void RaiseDescriptorLimit(const DaemonConfig& config) {
@@ -81,16 +87,18 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(DaemonConfig config) {
 Daemon::Daemon(DaemonConfig config, RunDirectory run_directory)
     : config_(std::move(config)),
       run_directory_(std::move(run_directory)),
-      sessions_(config_.max_sessions, geteuid()) {}
+      sessions_(config_.max_sessions, geteuid()),
+      recaller_(&sessions_) {}
 
 absl::Status Daemon::Serve() {
   RaiseDescriptorLimit(config_);
   std::vector<Pool*> pools;
-  std::vector<const Pool*> const_pools;
   for (const PoolConfig& config : config_.pools) {
     pools_.push_back(std::make_unique<Pool>(config, &memory_, &sessions_));
     pools.push_back(pools_.back().get());
-    const_pools.push_back(pools_.back().get());
+    pools_.back()->SetShortageCallback([this](const Session& session, uint64_t bytes) {
+      recaller_.AskOthers(session, bytes, absl::Now());
+    });
   }
   housekeeper_ = std::make_unique<Housekeeper>(pools);
   reaper_ = std::make_unique<Reaper>(pools);
@@ -101,7 +109,7 @@ absl::Status Daemon::Serve() {
   auto attach_socket = run_directory_.Listen(layout::kAttachSocketName, SOCK_SEQPACKET);
   if (!attach_socket.ok()) return attach_socket.status();
   attach_server_ = std::make_unique<AttachServer>(*std::move(attach_socket), pools, &sessions_,
-                                                  reaper_.get(), loop_.get());
+                                                  reaper_.get(), &recaller_, loop_.get());
   if (absl::Status status = attach_server_->Start(); !status.ok()) return status;
 
   grpc::EnableDefaultHealthCheckService(true);
@@ -109,8 +117,8 @@ absl::Status Daemon::Serve() {
   grpc::ResourceQuota quota("spanpoold");
   quota.Resize(kGrpcQuotaBytes);
   quota.SetMaxThreads(static_cast<int>(config_.max_threads));
-  if (absl::Status status =
-          StartFront(&admins_, std::make_unique<AdminService>(const_pools, absl::Now()), quota);
+  if (absl::Status status = StartFront(
+          &admins_, std::make_unique<AdminService>(pools, &recaller_, absl::Now()), quota);
       !status.ok()) {
     return status;
   }
@@ -156,6 +164,9 @@ absl::Status Daemon::StartFront(Front* front, std::unique_ptr<v1::Admin::Service
   front->pool_service->Register(&builder);
   front->server = builder.BuildAndStart();
   if (front->server == nullptr) return absl::InternalError("gRPC server could not be started");
+  for (const std::unique_ptr<Pool>& pool : pools_) {
+    front->server->GetHealthCheckService()->SetServingStatus(HealthServiceOf(pool->name()), true);
+  }
   front->pool_service->Start(kExchangeThreads);
   return absl::OkStatus();
 }
@@ -193,12 +204,22 @@ void Daemon::Stop() {
     // A server that is shutting down must not be given another connection.
     stopped_listening.WaitForNotification();
   }
+  recaller_.Stop();
   for (const std::unique_ptr<Pool>& pool : pools_) pool->Stop();
-  const auto deadline = absl::ToChronoTime(absl::Now() + config_.grace);
+  const absl::Time deadline = absl::Now() + config_.grace;
+  for (Front* front : {&admins_, &others_}) {
+    if (front->server != nullptr) front->pool_service->Drain();
+  }
+  for (Front* front : {&admins_, &others_}) {
+    if (front->server != nullptr) front->pool_service->AwaitDrained(deadline);
+  }
+  if (admin_service_ != nullptr) admin_service_->AwaitIdle(deadline);
+  // gRPC waits for every client to acknowledge that the connection ends, and one that is idle does
+  // not listen. What has to be said has been handed to the kernel by now, or nearly so.
+  const auto close_by = absl::ToChronoTime(std::min(deadline, absl::Now() + kCloseGrace));
   for (Front* front : {&admins_, &others_}) {
     if (front->server == nullptr) continue;
-    front->pool_service->Drain();
-    front->server->Shutdown(deadline);
+    front->server->Shutdown(close_by);
     front->pool_service->Shutdown();
   }
   if (loop_ != nullptr) loop_->Stop();

@@ -2,7 +2,7 @@
 //
 // Start returns once it serves; Stop drains:
 //   health says NOT_SERVING ─▶ socket names go, listeners close ─▶ each stream ends with
-//   UNAVAILABLE after its answer ─▶ other calls may finish within the grace period ─▶ all ends
+//   UNAVAILABLE after its answer, other calls finish, within the grace period ─▶ all ends
 // Clients keep what they have mapped; their lifelines end.
 
 #ifndef SPANPOOL_SERVER_DAEMON_H_
@@ -26,6 +26,7 @@
 #include "server/pool.h"
 #include "server/pool_service.h"
 #include "server/reaper.h"
+#include "server/recaller.h"
 #include "server/run_directory.h"
 #include "server/session_table.h"
 
@@ -68,8 +69,10 @@ class Daemon {
   std::vector<std::unique_ptr<Pool>> pools_;
   std::unique_ptr<Housekeeper> housekeeper_;
   std::unique_ptr<Reaper> reaper_;
+  Recaller recaller_;
   std::unique_ptr<EventLoop> loop_;
   std::unique_ptr<AttachServer> attach_server_;
+  AdminService* admin_service_ = nullptr;  // of admins_
   Front admins_;
   Front others_;
   std::unique_ptr<GrpcListener> grpc_listener_;

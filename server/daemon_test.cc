@@ -105,7 +105,7 @@ int AttackAsReader(const std::string& run_dir, const Arguments&) {
   return 0;
 }
 
-// Asks for health and for status; prints both codes.
+// Asks for health, for status and for a trim; prints the codes.
 int AskServices(const std::string& run_dir, const Arguments&) {
   auto channel =
       grpc::CreateChannel("unix:" + run_dir + "/grpc.sock", grpc::InsecureChannelCredentials());
@@ -116,8 +116,10 @@ int AskServices(const std::string& run_dir, const Arguments&) {
   v1::GetStatusResponse response;
   const grpc::Status status =
       v1::Admin::NewStub(channel)->GetStatus(&status_context, {}, &response);
-  std::printf("%d %d\n", health_status.ok() ? static_cast<int>(health.status()) : -1,
-              static_cast<int>(status.error_code()));
+  grpc::Status trim_status;
+  Trim(run_dir, v1::TrimRequest(), &trim_status);
+  std::printf("%d %d %d\n", health_status.ok() ? static_cast<int>(health.status()) : -1,
+              static_cast<int>(status.error_code()), static_cast<int>(trim_status.error_code()));
   return 0;
 }
 
@@ -374,9 +376,10 @@ TEST_F(AccessTest, AReaderCannotMakeItsDescriptorOfTheDataWritable) {
   EXPECT_EQ(As(4001, "attack"), "000");
 }
 
-TEST_F(AccessTest, AnybodyMayAskForHealthButOnlyAdministratorsForStatus) {
-  const std::string kAnswered = "1 0";
-  const std::string kDenied = absl::StrCat("1 ", grpc::StatusCode::PERMISSION_DENIED);
+TEST_F(AccessTest, AnybodyMayAskForHealthButOnlyAdministratorsForStatusAndTrim) {
+  const std::string kAnswered = "1 0 0";
+  const int denied = grpc::StatusCode::PERMISSION_DENIED;
+  const std::string kDenied = absl::StrCat("1 ", denied, " ", denied);
   EXPECT_EQ(As(0, "ask"), kAnswered);
   EXPECT_EQ(As(4003, "ask"), kAnswered);
   EXPECT_EQ(As(4002, "ask"), kDenied);
@@ -477,6 +480,170 @@ TEST_F(DaemonTest, EachMalformedMessageGetsTheRefusalThatNamesItsFault) {
   EXPECT_THAT(refusal(layout::ArenaRequest(), sizeof(layout::ArenaRequest)),
               testing::StartsWith("9 "))
       << "FAILED_PRECONDITION: attach first";
+}
+
+// --- Recall --------------------------------------------------------------------------------------
+
+TEST_F(DaemonTest, ATrimAsksEachSessionAndCountsWhatComesBackBeforeItsAnswer) {
+  RawClient client(run_dir());
+  RawClient idle(run_dir());  // holds nothing, and so is not asked
+  ASSERT_EQ(client.Attach(), 0);
+  ASSERT_EQ(idle.Attach(), 0);
+  RawClient::Call call = client.Open();
+  v1::ExchangeResponse response;
+  ASSERT_TRUE(RawClient::Exchange(call, Want(kClassOf64, 4), &response));
+  uint64_t last = 0;
+  for (int round = 0; round < 3; ++round) {
+    v1::TrimResponse trimmed;
+    std::thread trim([&] {
+      v1::TrimRequest request;
+      request.set_wait_ms(60'000);
+      trimmed = Trim(run_dir(), request);
+    });
+    const auto notice = client.Receive<layout::RecallNotice>();
+    ASSERT_TRUE(notice.ok());
+    EXPECT_EQ(notice->first.header.type, layout::AttachType::kRecallNotice);
+    EXPECT_GT(notice->first.recall, last);
+    EXPECT_EQ(notice->first.bytes, UINT64_MAX);
+    last = notice->first.recall;
+    v1::ExchangeRequest back;
+    back.add_returns()->set_grant_sequence(response.grants(round).sequence());
+    v1::ExchangeResponse ignored;
+    ASSERT_TRUE(RawClient::Exchange(call, back, &ignored));
+    layout::RecallAnswer answer;
+    answer.recall = last;
+    ASSERT_TRUE(client.SendBytes(layout::BytesOf(answer)));
+    trim.join();
+    ASSERT_EQ(trimmed.pools_size(), 1);
+    EXPECT_EQ(trimmed.pools(0).name(), "default");
+    EXPECT_EQ(trimmed.pools(0).sessions_asked(), 1u);
+    EXPECT_EQ(trimmed.pools(0).sessions_answered(), 1u);
+    EXPECT_EQ(trimmed.pools(0).recalled_bytes(), kPageBytes);
+    EXPECT_EQ(trimmed.pools(0).silent_size(), 0);
+    EXPECT_GT(trimmed.pools(0).slowest_answer_ms(), 0);
+  }
+}
+
+TEST_F(DaemonTest, HoweverManyTrimAtOnceOneNoticeIsUnderWayAndAllAreAnswered) {
+  RawClient client(run_dir());
+  ASSERT_EQ(client.Attach(), 0);
+  RawClient::Call call = client.Open();
+  v1::ExchangeResponse response;
+  ASSERT_TRUE(RawClient::Exchange(call, Want(kClassOf64, 1), &response));
+  std::atomic<int> answered{0};
+  std::vector<std::thread> trims;
+  for (int i = 0; i < 8; ++i) {
+    trims.emplace_back([&] {
+      v1::TrimRequest request;
+      request.set_wait_ms(60'000);
+      if (Trim(run_dir(), request).pools(0).sessions_answered() == 1) ++answered;
+    });
+  }
+  std::thread answers([&] {
+    uint64_t last = 0;
+    for (;;) {
+      const auto notice = client.Receive<layout::RecallNotice>();
+      if (!notice.ok() || notice->first.header.type != layout::AttachType::kRecallNotice) return;
+      EXPECT_GT(notice->first.recall, last);
+      last = notice->first.recall;
+      // Nothing comes after it until it is answered.
+      std::byte bytes[sizeof(layout::RecallNotice)];
+      EXPECT_FALSE(layout::ReceivePacket(client.socket(), bytes, layout::Wait::kNo).ok());
+      layout::RecallAnswer answer;
+      answer.recall = last;
+      client.SendBytes(layout::BytesOf(answer));
+    }
+  });
+  for (std::thread& trim : trims) trim.join();
+  EXPECT_EQ(answered, 8);
+  client.SendBytes(layout::BytesOf(layout::DetachRequest()));  // its reply ends the thread
+  answers.join();
+}
+
+TEST_F(DaemonTest, ASessionThatDoesNotAnswerIsNamedAndHoldsTheTrimUpNoLongerThanItMay) {
+  Child child("hold", run_dir(), {"8"});
+  ASSERT_EQ(child.line(), "holding") << daemon_.Log();
+  v1::TrimRequest request;
+  request.set_wait_ms(20);
+  for (int round = 0; round < 3; ++round) {
+    const v1::TrimResponse trimmed = Trim(run_dir(), request);
+    ASSERT_EQ(trimmed.pools_size(), 1);
+    EXPECT_EQ(trimmed.pools(0).sessions_asked(), 1u);
+    EXPECT_EQ(trimmed.pools(0).sessions_answered(), 0u);
+    EXPECT_EQ(trimmed.pools(0).recalled_bytes(), 0u);
+    ASSERT_EQ(trimmed.pools(0).silent_size(), 1);
+    EXPECT_EQ(trimmed.pools(0).silent(0).pid(), child.pid());
+    EXPECT_EQ(trimmed.pools(0).silent(0).on_loan_bytes(), 8 * kPageBytes);
+  }
+  EXPECT_EQ(StatusOf(run_dir()).on_loan_bytes(), 8 * kPageBytes);
+}
+
+TEST_F(DaemonTest, ATrimDoesNotWaitForASessionWhoseProcessDies) {
+  auto child = std::make_unique<Child>("hold", run_dir(), Arguments{"8"});
+  ASSERT_EQ(child->line(), "holding") << daemon_.Log();
+  v1::TrimResponse trimmed;
+  std::thread trim([&] {
+    v1::TrimRequest request;
+    request.set_wait_ms(60'000);
+    trimmed = Trim(run_dir(), request);
+  });
+  child->Kill();
+  trim.join();
+  ASSERT_EQ(trimmed.pools_size(), 1);
+  EXPECT_EQ(trimmed.pools(0).sessions_answered(), 0u);
+  EXPECT_EQ(trimmed.pools(0).silent_size(), 0);
+}
+
+TEST_F(DaemonTest, AnAnswerThatNobodyAskedForEndsTheConnection) {
+  for (const uint64_t number : {uint64_t{0}, uint64_t{1}, UINT64_MAX}) {
+    for (const bool attached : {false, true}) {
+      RawClient client(run_dir());
+      if (attached) {
+        ASSERT_EQ(client.Attach(), 0);
+      }
+      layout::RecallAnswer answer;
+      answer.recall = number;
+      ASSERT_TRUE(client.SendBytes(layout::BytesOf(answer)));
+      const auto refusal = client.Receive<layout::AttachReply>();
+      ASSERT_TRUE(refusal.ok());
+      EXPECT_THAT(refusal->first.message, HasSubstr("which is not under way"));
+      EXPECT_TRUE(client.AtEndOfFile());
+    }
+  }
+}
+
+TEST_F(DaemonTest, ATrimOfWhatIsNotThereOrThatWouldWaitTooLongIsRefused) {
+  grpc::Status status;
+  v1::TrimRequest request;
+  request.set_pool("nope");
+  Trim(run_dir(), request, &status);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::NOT_FOUND);
+  request.clear_pool();
+  request.set_wait_ms(60'001);
+  Trim(run_dir(), request, &status);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+}
+
+TEST_F(DaemonTest, AShortageHasTheOtherSessionsAsked) {
+  RawClient holder(run_dir());
+  RawClient asker(run_dir());
+  ASSERT_EQ(holder.Attach(), 0);
+  ASSERT_EQ(asker.Attach(), 0);
+  RawClient::Call holds = holder.Open();
+  RawClient::Call asks = asker.Open();
+  v1::ExchangeResponse response;
+  ASSERT_TRUE(RawClient::Exchange(holds, Want(1, 1, 8000), &response));
+  const uint64_t held = response.grants(0).sequence();
+  ASSERT_TRUE(RawClient::Exchange(asks, Want(1, 1, 1000), &response));
+  EXPECT_EQ(response.shortfalls(0).code(), 8);
+  const auto notice = holder.Receive<layout::RecallNotice>();
+  ASSERT_TRUE(notice.ok());
+  EXPECT_EQ(notice->first.bytes, 1000 * kPageBytes);
+  v1::ExchangeRequest back;
+  back.add_returns()->set_grant_sequence(held);
+  ASSERT_TRUE(RawClient::Exchange(holds, back, &response));
+  ASSERT_TRUE(RawClient::Exchange(asks, Want(1, 1, 1000), &response));
+  EXPECT_EQ(response.grants_size(), 1);
 }
 
 TEST_F(DaemonTest, AnArenaThatDoesNotExistIsRefusedAndTheSessionLives) {
@@ -665,6 +832,43 @@ TEST_F(DaemonTest, AClientThatReadsNothingCannotHoldUpTheStop) {
   WaitUntil([this] { return StatusOf(run_dir()).exchange_messages_total() > 0; });
   EXPECT_EQ(daemon_.Stop(SIGTERM), 0) << daemon_.Log();
   writer.join();
+}
+
+TEST(Stop, IdleClientsDoNotHoldItUp) {
+  const std::string config = testing::TempDir() + "/patient.textproto";
+  std::ofstream(config) << "grace_ms: 600000\n";
+  DaemonProcess daemon(kBinary, {"--config=" + config, "--limit=64MiB"});
+  ASSERT_TRUE(daemon.ready()) << daemon.Log();
+  RawClient attached(daemon.run_dir());
+  ASSERT_EQ(attached.Attach(), 0);
+  RawClient idle(daemon.run_dir());
+  ASSERT_EQ(idle.Attach(), 0);
+  RawClient::Call call = idle.Open();
+  v1::ExchangeResponse response;
+  ASSERT_TRUE(RawClient::Exchange(call, Want(kClassOf64, 1), &response));
+  EXPECT_EQ(daemon.Stop(SIGTERM), 0) << daemon.Log();  // long before its grace ends
+  EXPECT_FALSE(call.stream->Read(&response));
+  EXPECT_EQ(call.stream->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
+}
+
+TEST(Stop, ATrimThatWaitsForASilentSessionEndsEarlyWithItsAnswer) {
+  DaemonProcess daemon(kBinary, {"--limit=64MiB"});
+  ASSERT_TRUE(daemon.ready()) << daemon.Log();
+  RawClient silent(daemon.run_dir());
+  ASSERT_EQ(silent.Attach(), 0);
+  RawClient::Call call = silent.Open();
+  v1::ExchangeResponse response;
+  ASSERT_TRUE(RawClient::Exchange(call, Want(kClassOf64, 1), &response));
+  std::thread trim([&] {
+    v1::TrimRequest request;
+    request.set_wait_ms(60'000);
+    const v1::TrimResponse trimmed = Trim(daemon.run_dir(), request);
+    ASSERT_EQ(trimmed.pools_size(), 1);
+    EXPECT_EQ(trimmed.pools(0).silent_size(), 1);
+  });
+  ASSERT_TRUE(silent.Receive<layout::RecallNotice>().ok());  // the daemon waits for the answer
+  EXPECT_EQ(daemon.Stop(SIGTERM), 0) << daemon.Log();
+  trim.join();
 }
 
 // Starting.

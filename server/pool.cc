@@ -164,6 +164,7 @@ absl::StatusOr<ExchangeResult> Pool::Exchange(Session& session, const ExchangeBa
   std::vector<Session::Loan> loans;
   uint64_t reserved_bytes = 0;
   absl::Status shortage;  // described once per message
+  uint64_t short_bytes = 0;
   const auto fall_short = [&](uint32_t want, uint32_t missing, absl::Status status) {
     refusals_total_.fetch_add(1, std::memory_order_relaxed);
     result.shortfalls.push_back({want, missing, std::move(status)});
@@ -195,17 +196,21 @@ absl::StatusOr<ExchangeResult> Pool::Exchange(Session& session, const ExchangeBa
         break;
       }
       if (!session.Reserve(span_bytes)) {
+        // A session that may have the whole pool is not held back by a limit of its own.
+        const bool own_limit = session.limit_bytes() < config_.limit_bytes;
         fall_short(w, missing,
                    absl::ResourceExhaustedError(absl::StrCat(
-                       session.Describe(), " holds ", Mib(session.loan_bytes()),
-                       " and its limit is ", Mib(session.limit_bytes()),
-                       ": give back idle spans, or raise session_limit_bytes of pool ", name())));
+                       session.Describe(), " holds ", Mib(session.loan_bytes()), " and ",
+                       own_limit ? "its" : "the pool's", " limit is ", Mib(session.limit_bytes()),
+                       ": give back idle spans, or raise ",
+                       own_limit ? "session_limit_bytes" : "limit_bytes", " of pool ", name())));
         break;
       }
       absl::StatusOr<Span*> span = GrantOne(want);
       if (!span.ok()) {
         session.Unreserve(span_bytes);
         if (shortage.ok()) shortage = DescribeShortage(span.status());
+        short_bytes += missing * span_bytes;
         fall_short(w, missing, shortage);
         break;
       }
@@ -228,6 +233,7 @@ absl::StatusOr<ExchangeResult> Pool::Exchange(Session& session, const ExchangeBa
   }
   grants_total_.fetch_add(loans.size(), std::memory_order_relaxed);
   NoteWork(reserved_bytes, returned != 0);
+  if (short_bytes != 0) shortage_(session, short_bytes);
   return result;
 }
 
@@ -373,6 +379,11 @@ void Pool::GiveUpSpan(GranuleId granule, const char* why) {
 }
 
 PageCount Pool::Sweep() { return heap_.Sweep(); }
+
+uint64_t Pool::Trim() {
+  heap_.Sweep();
+  return Bytes(heap_.Trim());
+}
 
 PoolStats Pool::stats() const {
   PoolStats stats;

@@ -254,6 +254,16 @@ void PoolService::Drain() {
   }
 }
 
+void PoolService::AwaitDrained(absl::Time deadline) {
+  RankedMutexLock lock(&mu_);
+  mu_.AwaitWithDeadline(absl::Condition(
+                            +[](PoolService* service) ABSL_EXCLUSIVE_LOCKS_REQUIRED(service->mu_) {
+                              return service->streams_.empty();
+                            },
+                            this),
+                        deadline);
+}
+
 void PoolService::Shutdown() {
   if (queue_ == nullptr) return;
   {

@@ -44,6 +44,8 @@ class PoolService {
   void Start(int threads);
   // Ends every stream with UNAVAILABLE, each after the answer it is working on; new ones at once.
   void Drain() ABSL_LOCKS_EXCLUDED(mu_);
+  // After Drain: waits until every stream has ended, at most until `deadline`.
+  void AwaitDrained(absl::Time deadline) ABSL_LOCKS_EXCLUDED(mu_);
   // After the server was shut down: waits for the threads.
   void Shutdown();
 

@@ -191,6 +191,17 @@ TEST_F(SessionLimitTest, OneSessionCannotTakeWhatIsLeftForOthers) {
   GrantOne(*greedy);
 }
 
+TEST_F(PoolTest, ASessionThatMayHaveThePoolIsToldToRaiseThePoolsLimit) {
+  const auto session = Attach();
+  const uint64_t half = pool_.config().limit_bytes / kPageBytes / 2;
+  const ExchangeResult result =
+      Exchange(*session, {.returns = {}, .wants = {{kLarge, 3, half, 0}}});
+  ASSERT_EQ(result.shortfalls.size(), 1u);
+  const std::string message(result.shortfalls[0].status.message());
+  EXPECT_THAT(message, HasSubstr("the pool's limit"));
+  EXPECT_THAT(message, HasSubstr("raise limit_bytes of pool"));
+}
+
 TEST_F(PoolTest, ADetachedSessionKeepsItsMemoryUntilItsProcessIsDead) {
   const auto session = Attach();
   const ExchangeGrant grant = GrantOne(*session);

@@ -186,16 +186,33 @@ v1::ExchangeRequest Want(uint32_t span_class, uint32_t spans, uint64_t pages) {
   return request;
 }
 
-v1::PoolStatus StatusOf(const std::string& run_dir) {
+namespace {
+
+std::unique_ptr<v1::Admin::Stub> AdminOf(const std::string& run_dir) {
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-  auto channel = grpc::CreateCustomChannel("unix:" + run_dir + "/" + layout::kGrpcSocketName,
-                                           grpc::InsecureChannelCredentials(), arguments);
+  return v1::Admin::NewStub(
+      grpc::CreateCustomChannel("unix:" + run_dir + "/" + layout::kGrpcSocketName,
+                                grpc::InsecureChannelCredentials(), arguments));
+}
+
+}  // namespace
+
+v1::TrimResponse Trim(const std::string& run_dir, const v1::TrimRequest& request,
+                      grpc::Status* status) {
+  grpc::ClientContext context;
+  v1::TrimResponse response;
+  const grpc::Status result = AdminOf(run_dir)->Trim(&context, request, &response);
+  if (status != nullptr) *status = result;
+  return response;
+}
+
+v1::PoolStatus StatusOf(const std::string& run_dir) {
   grpc::ClientContext context;
   v1::GetStatusRequest request;
   request.set_pool("default");
   v1::GetStatusResponse response;
-  const grpc::Status status = v1::Admin::NewStub(channel)->GetStatus(&context, request, &response);
+  const grpc::Status status = AdminOf(run_dir)->GetStatus(&context, request, &response);
   SPANPOOL_CHECK(status.ok()) << status.error_message();
   return response.pools(0);
 }

@@ -109,6 +109,10 @@ class RawClient {
 
 v1::ExchangeRequest Want(uint32_t span_class, uint32_t spans, uint64_t pages = 0);
 
+// Asks the daemon to trim, and waits for its answer. Empty after an error, which `status` has.
+v1::TrimResponse Trim(const std::string& run_dir, const v1::TrimRequest& request,
+                      grpc::Status* status = nullptr);
+
 // The status of the pool `default`, asked of the daemon.
 v1::PoolStatus StatusOf(const std::string& run_dir);
 

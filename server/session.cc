@@ -125,6 +125,7 @@ Span* Session::TakeLoan(uint64_t sequence) {
   Span* span = it->second;
   loans_.erase(it);
   loan_bytes_ -= Bytes(span->pages);
+  returned_bytes_.fetch_add(Bytes(span->pages), std::memory_order_relaxed);
   span->loan_session = 0;
   span->loan_sequence = 0;
   return span;

@@ -23,6 +23,7 @@
 #define SPANPOOL_SERVER_SESSION_H_
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -79,6 +80,8 @@ class Session {
   SessionState state() const ABSL_LOCKS_EXCLUDED(mu_);
   uint64_t loan_bytes() const ABSL_LOCKS_EXCLUDED(mu_);
   uint64_t limit_bytes() const { return limit_bytes_; }
+  // Of all spans that the client returned, ever.
+  uint64_t returned_bytes() const { return returned_bytes_.load(std::memory_order_relaxed); }
 
   // Each moves along one arrow; false if the state was another, or, for EndClean and Retire, if
   // something is on loan or about to be. Detach and Kill end the stream.
@@ -125,6 +128,9 @@ class Session {
   const uint64_t limit_bytes_;
   const layout::UniqueFd pidfd_;
   const std::unique_ptr<SessionMemory> memory_;
+
+  // Changed under mu_; read by anyone, for the operator.
+  std::atomic<uint64_t> returned_bytes_{0};
 
   mutable RankedMutex mu_{LockRank::kSession};
   SessionState state_ ABSL_GUARDED_BY(mu_) = SessionState::kAttached;

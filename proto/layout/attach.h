@@ -6,6 +6,8 @@
 //     ◀───────────  AttachReply + 2 fds     session segment read-write, control read-only
 //     ArenaRequest(k)  ─────────────────▶
 //     ◀──────────  ArenaReply(k) + 2 fds    arena data, block table
+//     ◀────────────────  RecallNotice(n)    at any time after the AttachReply
+//     RecallAnswer(n)  ─────────────────▶   what was idle has been returned
 //     DetachRequest  ───────────────────▶   spans were returned, slots are free: it ends
 //     ◀─────────────────────  DetachReply
 // clang-format on
@@ -13,9 +15,10 @@
 // The connection is the session's lifeline: it stays open as long as the client uses the pool. Its
 // end detaches the session; memory is reused only when the client's process is dead.
 //
-// The client sends one request at a time and waits for its reply, so the daemon never has more
-// than one reply under way and never waits for a client to read. One message is one packet of
-// exactly its struct's size. Anything else (any other size, magic, type or version) is answered
+// The client sends one request at a time and waits for its reply; the daemon sends the next
+// RecallNotice only when the last was answered. So it never has more than one reply and one notice
+// under way and never waits for a client to read. One message is one packet of exactly its
+// struct's size. Anything else (any other size, magic, type or version) is answered
 // with a refusal where there is a reply to put it in, and the connection is closed.
 //
 // Integers are host-endian: both ends share the machine.
@@ -31,7 +34,7 @@ namespace spanpool::layout {
 
 inline constexpr uint32_t kAttachMagic = 0x4c505053;  // "SPPL"
 // Raised whenever any struct or rule under proto/layout/ changes.
-inline constexpr uint32_t kLayoutVersion = 2;
+inline constexpr uint32_t kLayoutVersion = 3;
 
 inline constexpr size_t kPoolNameBytes = 64;  // with the terminating zero
 inline constexpr size_t kMessageBytes = 320;
@@ -44,6 +47,8 @@ enum class AttachType : uint32_t {
   kArenaReply = 4,
   kDetachRequest = 5,
   kDetachReply = 6,
+  kRecallNotice = 7,
+  kRecallAnswer = 8,
 };
 
 enum class AccessMode : uint32_t { kRead = 1, kWrite = 2 };
@@ -101,6 +106,21 @@ struct DetachReply {
   char message[kMessageBytes] = {};
 };
 
+// Memory is short, or an operator wants it back: the client gives back what it does not use. It is
+// asked, not made to: what is in use stays, and a client that does not answer loses nothing.
+struct RecallNotice {
+  AttachHeader header{.type = AttachType::kRecallNotice};
+  uint64_t recall = 0;  // numbers the recall; only grows
+  uint64_t bytes = 0;   // how much would do; UINT64_MAX = all that is idle
+};
+
+// To the notice of the same number, once what was idle has been returned (over Exchange). An answer
+// to anything but the notice that is under way ends the connection.
+struct RecallAnswer {
+  AttachHeader header{.type = AttachType::kRecallAnswer};
+  uint64_t recall = 0;
+};
+
 template <typename T>
 inline constexpr bool kIsWire = std::is_standard_layout_v<T>&& std::is_trivially_copyable_v<T>&&
     std::has_unique_object_representations_v<T>;
@@ -111,6 +131,8 @@ static_assert(kIsWire<ArenaRequest> && sizeof(ArenaRequest) == 24);
 static_assert(kIsWire<ArenaReply> && sizeof(ArenaReply) == 344);
 static_assert(kIsWire<DetachRequest> && sizeof(DetachRequest) == 16);
 static_assert(kIsWire<DetachReply> && sizeof(DetachReply) == 344);
+static_assert(kIsWire<RecallNotice> && sizeof(RecallNotice) == 32);
+static_assert(kIsWire<RecallAnswer> && sizeof(RecallAnswer) == 24);
 
 inline constexpr size_t kMaxAttachMessageBytes = sizeof(AttachReply);
 

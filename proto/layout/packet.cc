@@ -42,7 +42,7 @@ absl::Status SendPacket(int socket, std::span<const std::byte> bytes, std::span<
   return absl::OkStatus();
 }
 
-absl::StatusOr<Packet> ReceivePacket(int socket, std::span<std::byte> buffer) {
+absl::StatusOr<Packet> ReceivePacket(int socket, std::span<std::byte> buffer, Wait wait) {
   iovec data{buffer.data(), buffer.size()};
   msghdr message{};
   message.msg_iov = &data;
@@ -50,8 +50,9 @@ absl::StatusOr<Packet> ReceivePacket(int socket, std::span<std::byte> buffer) {
   alignas(cmsghdr) char control[CMSG_SPACE(kMaxPacketFds * sizeof(int))];
   message.msg_control = control;
   message.msg_controllen = sizeof(control);
+  const int flags = MSG_CMSG_CLOEXEC | (wait == Wait::kNo ? MSG_DONTWAIT : 0);
   ssize_t received;
-  while ((received = recvmsg(socket, &message, MSG_CMSG_CLOEXEC)) < 0) {
+  while ((received = recvmsg(socket, &message, flags)) < 0) {
     if (errno == EINTR) continue;
     if (errno == EAGAIN) return absl::DeadlineExceededError("no packet arrived in time");
     return absl::UnavailableError(absl::StrCat("recvmsg: ", strerror(errno)));

@@ -55,11 +55,14 @@ struct Packet {
   std::vector<UniqueFd> fds;  // close-on-exec; closed unless taken
 };
 
-// Receives one packet into `buffer`. Waits for one unless the socket is non-blocking or a receive
-// time-out is set on it.
+enum class Wait : bool { kNo, kYes };
+
+// Receives one packet into `buffer`. Waits for one if `wait` says so, unless the socket is
+// non-blocking, and for no longer than the receive time-out that is set on it.
 //   UNAVAILABLE        the other end is gone (reset)
-//   DEADLINE_EXCEEDED  non-blocking or timed out, and there is none
-absl::StatusOr<Packet> ReceivePacket(int socket, std::span<std::byte> buffer);
+//   DEADLINE_EXCEEDED  there is none, or none came in time
+absl::StatusOr<Packet> ReceivePacket(int socket, std::span<std::byte> buffer,
+                                     Wait wait = Wait::kYes);
 
 template <typename T>
 std::span<const std::byte> BytesOf(const T& message) {

@@ -14,6 +14,12 @@
 //   free_address ADDRESS             whatever it is
 //   misuses                          how often the misuse handler was called
 //   stats                            "ALLOCATIONS REFILLS"
+//   threads COUNT                    so many threads, one after the other; each allocates and frees
+//                                    a few blocks
+//   idle_thread BLOCKS BYTES         a thread allocates so many blocks, frees them and is idle from
+//                                    then on
+//   busy COUNT                       threads that allocate, write, check and free without a pause
+//   calm                             ends them; an error if a byte was not what was written
 //   fork                             in a child: tries to allocate, answers the child's status code
 //   fork_read NAME                   in a child: reads the buffer's first byte; answers 0, or minus
 //                                    the signal that ended the child
@@ -23,13 +29,19 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
+#include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <future>
 #include <iostream>
 #include <map>
 #include <memory>
 #include <sstream>
 #include <string>
+#include <thread>
+#include <utility>
+#include <vector>
 
 #include "absl/time/time.h"
 #include "spanpool/spanpool.h"
@@ -50,6 +62,14 @@ void Fill(std::byte* data, size_t size, uint64_t seed) {
 
 class ActorProcess {
  public:
+  ~ActorProcess() {
+    calm_ = true;
+    stop_ = true;
+    stop_.notify_all();
+    for (std::thread& thread : busy_) thread.join();
+    for (std::thread& thread : idle_) thread.join();
+  }
+
   // Answers one command.
   std::string Answer(const std::string& line) {
     std::istringstream words(line);
@@ -69,6 +89,10 @@ class ActorProcess {
       session_.reset();
       return Ok();
     }
+    if (verb == "threads") return ShortThreads(words);
+    if (verb == "idle_thread") return IdleThread(words);
+    if (verb == "busy") return Busy(words);
+    if (verb == "calm") return Calm();
     words >> name;
     if (verb == "allocate") return Allocate(name, words);
     if (verb == "open") return Open(name, words);
@@ -177,6 +201,78 @@ class ActorProcess {
     return Ok(std::to_string(usable));
   }
 
+  std::string ShortThreads(std::istringstream& words) {
+    int count = 0;
+    words >> count;
+    std::atomic<int> failed{0};
+    for (int i = 0; i < count; ++i) {
+      std::thread([&] {
+        void* const small = session_->Malloc(64);
+        void* const large = session_->Malloc(100'000);
+        absl::StatusOr<Buffer> buffer = session_->Allocate(1000);
+        if (small == nullptr || large == nullptr || !buffer.ok()) ++failed;
+        session_->Free(small);
+        session_->Free(large);
+      }).join();
+    }
+    return failed == 0 ? Ok() : Error(absl::InternalError("an allocation failed"));
+  }
+
+  std::string IdleThread(std::istringstream& words) {
+    size_t blocks = 0;
+    size_t bytes = 0;
+    words >> blocks >> bytes;
+    std::promise<void> idle;
+    idle_.emplace_back([this, blocks, bytes, &idle] {
+      std::vector<void*> mine;
+      for (size_t i = 0; i < blocks; ++i) mine.push_back(session_->Malloc(bytes));
+      for (void* block : mine) session_->Free(block);
+      idle.set_value();
+      stop_.wait(false);
+    });
+    idle.get_future().wait();
+    return Ok();
+  }
+
+  std::string Busy(std::istringstream& words) {
+    int count = 0;
+    words >> count;
+    for (int i = 0; i < count; ++i)
+      busy_.emplace_back([this, i] { Churn(static_cast<size_t>(i)); });
+    return Ok();
+  }
+
+  void Churn(size_t seed) {
+    std::array<Buffer, 64> live;
+    std::array<uint64_t, 64> written{};
+    for (uint64_t i = 0; !calm_; ++i) {
+      const size_t slot = (i * 7 + seed) % live.size();
+      Buffer& buffer = live[slot];
+      if (buffer.size() != 0) {
+        if (buffer.data()[0] != std::byte{PatternByte(written[slot], 0)} ||
+            buffer.data()[buffer.size() - 1] !=
+                std::byte{PatternByte(written[slot], buffer.size() - 1)}) {
+          ++wrong_;
+        }
+        buffer = Buffer();
+      }
+      absl::StatusOr<Buffer> next = session_->Allocate(size_t{64} << (i * 5 + seed) % 12);
+      if (!next.ok()) continue;  // the pool is full
+      buffer = *std::move(next);
+      written[slot] = i;
+      buffer.data()[0] = std::byte{PatternByte(i, 0)};
+      buffer.data()[buffer.size() - 1] = std::byte{PatternByte(i, buffer.size() - 1)};
+    }
+  }
+
+  std::string Calm() {
+    calm_ = true;
+    for (std::thread& thread : busy_) thread.join();
+    busy_.clear();
+    calm_ = false;
+    return wrong_ == 0 ? Ok() : Error(absl::DataLossError(std::to_string(wrong_) + " wrong bytes"));
+  }
+
   // Answers what `body` returned in a forked child, or minus the signal that ended the child.
   template <typename Body>
   static std::string InChild(const Body& body) {
@@ -190,7 +286,13 @@ class ActorProcess {
   std::unique_ptr<Session> session_;
   std::map<std::string, Buffer> buffers_;
   std::map<std::string, void*> blocks_;
-  int misuses_ = 0;
+  std::atomic<int> misuses_{0};
+
+  std::vector<std::thread> idle_;
+  std::vector<std::thread> busy_;
+  std::atomic<bool> stop_{false};
+  std::atomic<bool> calm_{false};
+  std::atomic<int> wrong_{0};
 };
 
 }  // namespace

@@ -2,12 +2,14 @@
 
 #include <grpcpp/grpcpp.h>
 #include <poll.h>
+#include <sys/stat.h>
 
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <system_error>
 
 namespace spanpool::testing {
 
@@ -48,6 +50,21 @@ v1::PoolStatus Daemon::PoolStatus(const std::string& pool) {
     std::abort();
   }
   return response.pools(0);
+}
+
+uint64_t Daemon::MemoryBytes(const std::string& pool) {
+  uint64_t bytes = 0;
+  const std::string name = "/memfd:spanpool." + pool + ".";
+  const std::string directory = "/proc/" + std::to_string(process_->pid()) + "/fd";
+  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
+    std::error_code gone;
+    const std::string target = std::filesystem::read_symlink(entry.path(), gone).string();
+    if (gone || target.rfind(name, 0) != 0 || target.find(".data") == std::string::npos) continue;
+    struct stat file;
+    if (stat(entry.path().c_str(), &file) == 0)
+      bytes += static_cast<uint64_t>(file.st_blocks) * 512;
+  }
+  return bytes;
 }
 
 bool Daemon::Eventually(const std::function<bool(const v1::PoolStatus&)>& condition,

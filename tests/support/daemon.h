@@ -30,6 +30,8 @@ class Daemon {
 
   // GetStatus of one pool.
   v1::PoolStatus PoolStatus(const std::string& pool = "default");
+  // What the kernel says is behind the pool's arenas, in bytes: memory for blocks, not tables.
+  uint64_t MemoryBytes(const std::string& pool = "default");
   // Asks until `condition` holds of the pool, at most 60 s. False = it never did.
   bool Eventually(const std::function<bool(const v1::PoolStatus&)>& condition,
                   const std::string& pool = "default");

@@ -46,6 +46,7 @@ class Daemon {
   void Stop();
 
   const std::string& run_directory() const { return run_directory_.path(); }
+  const std::vector<std::unique_ptr<Pool>>& pools() const { return pools_; }
 
  private:
   // One gRPC server with its services; there is one for administrators and one for others.

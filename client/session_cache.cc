@@ -9,6 +9,7 @@
 #include "absl/synchronization/mutex.h"
 #include "allocator/check.h"
 #include "proto/layout/block_table.h"
+#include "proto/layout/step.h"
 
 namespace spanpool::internal {
 namespace {
@@ -329,6 +330,7 @@ uint32_t SessionCache::SweepLocked(ClassCache& cache, uint32_t wanted) {
 }
 
 void SessionCache::RetireLocked(ClassCache& cache, ClientSpan* span) {
+  SPANPOOL_STEP("return.retire");
   UnlinkLocked(cache, span);
   if (span->away > 0) {
     cache.to_sweep.Remove(span);
@@ -373,7 +375,9 @@ absl::StatusOr<ExchangeResult> SessionCache::ExchangeNow(absl::Span<const SpanWi
   }
   if (returns.empty()) EndReturning();
   exchanges_.fetch_add(1, std::memory_order_relaxed);
+  SPANPOOL_STEP("exchange.send");
   absl::StatusOr<ExchangeResult> result = source_->Exchange(returns, wishes);
+  SPANPOOL_STEP("exchange.answered");
   if (!returns.empty()) EndReturning();
   return result;
 }
@@ -568,6 +572,7 @@ absl::Status SessionCache::Adopt(const SpanGrant& grant) {
   absl::Status mapped = range_->EnsureMapped(OffsetOf(grant.pages.first), Bytes(grant.pages.count));
   if (!mapped.ok()) return refuse(mapped);
 
+  SPANPOOL_STEP("exchange.adopt");
   ClientSpan* const span = NewRecord();
   span->span_class = grant.span_class;
   span->pages = grant.pages;

@@ -43,7 +43,7 @@ fill() {  # fill TEMPLATE FILE
   install -d "$(dirname "$2")"
   sed -e "s#@VERSION@#$version#g" -e "s#@ABI@#$abi#g" -e "s#@LIBDIR@#$libdir#g" -e "s#@UP@#$up#g" \
     -e "s#@ABSEIL@#$(pkg-config --modversion absl_status)#g" \
-    -e "s#@GRPC@#$(pkg-config --modversion grpc++)#g" \
+    -e "s#@NGHTTP2@#$(pkg-config --modversion libnghttp2)#g" \
     -e "s#@PROTOBUF@#$(pkg-config --modversion protobuf)#g" "$templates/$1" >"$2"
   chmod 644 "$2"
 }

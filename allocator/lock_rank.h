@@ -84,6 +84,9 @@ class ABSL_LOCKABLE RankedMutex {
     return false;
   }
 
+  // Tells the static analysis that the calling thread holds the lock; checks nothing.
+  void AssertHeld() const ABSL_ASSERT_EXCLUSIVE_LOCK() {}
+
   // Waits, with the lock released meanwhile, until `condition` holds, which may depend only on what
   // the lock guards: whoever unlocks looks at it.
   void Await(const absl::Condition& condition) ABSL_EXCLUSIVE_LOCKS_REQUIRED(this) {

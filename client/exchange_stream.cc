@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/synchronization/mutex.h"
+#include "allocator/lock_rank.h"
 
 namespace spanpool::internal {
 
@@ -33,6 +34,7 @@ bool ExchangeStream::failed() const {
 void ExchangeStream::OnMessage(absl::string_view bytes) {
   v1::ExchangeResponse response;
   if (!response.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
+    connection_->mutex()->AssertHeld();  // as whoever calls a listener says
     connection_->Cancel(call_);
     OnEnd(absl::InternalError("the daemon sent what is no ExchangeResponse"));
     return;

@@ -135,8 +135,7 @@ class FakePool::Source : public SpanSource {
     asked_ = false;
     --pool_->unanswered_;
   }
-  // With the pool's lock held.
-  void Ask(const RecallRequest& recall) {
+  void Ask(const RecallRequest& recall) ABSL_EXCLUSIVE_LOCKS_REQUIRED(pool_->mu_) {
     recall_ = recall;
     if (!asked_) ++pool_->unanswered_;
     asked_ = true;

@@ -56,7 +56,7 @@ class Search {
     const Result result = operation.result;
     switch (operation.kind) {
       case Kind::kSend:
-        if (result == Result::kClosed) return Only(queue.closed, std::move(queue));
+        if (result == Result::kClosed) return Only(queue.closed, queue);
         if (result == Result::kNothing) return Only(queue.items.size() == capacity_, queue);
         if (queue.sealed || queue.items.size() == capacity_) return std::nullopt;
         queue.items.push_back(operation.value);

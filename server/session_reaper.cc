@@ -18,7 +18,6 @@ namespace {
 using layout::BlockWord;
 using layout::Slot;
 using layout::SlotState;
-using layout::TakeResult;
 
 // Words in one recount. An honest process dies with one for each of its threads, and a few.
 constexpr size_t kMaxBatch = 65536;

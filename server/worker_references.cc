@@ -17,7 +17,6 @@ using layout::BlockWord;
 using layout::OpenResult;
 using layout::ReleaseResult;
 using layout::Slot;
-using layout::SlotState;
 using layout::TakeResult;
 
 // A recount is over in a moment; then Open is tried again.

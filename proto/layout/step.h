@@ -9,8 +9,6 @@
 #ifndef SPANPOOL_PROTO_LAYOUT_STEP_H_
 #define SPANPOOL_PROTO_LAYOUT_STEP_H_
 
-#ifdef SPANPOOL_STEPS
-
 #include <atomic>
 
 namespace spanpool::layout {
@@ -24,12 +22,10 @@ inline void PassStep(const char* step) {
 
 }  // namespace spanpool::layout
 
+#ifdef SPANPOOL_STEPS
 #define SPANPOOL_STEP(step) ::spanpool::layout::PassStep(step)
-
 #else
-
 #define SPANPOOL_STEP(step) static_cast<void>(0)
-
 #endif
 
 #endif  // SPANPOOL_PROTO_LAYOUT_STEP_H_

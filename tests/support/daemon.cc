@@ -20,7 +20,7 @@ Daemon::Daemon(const Options& options) : run_dir_(TemporaryDirectory()) {
   std::vector<std::string> arguments;
   if (options.audited) {
     std::ofstream(path) << options.config << "run_dir: \"" << run_dir_ << "\"\n";
-    arguments = {Runfile("tests/support/audited_daemon_main"), path};
+    arguments = {Runfile("server/audited_daemon_main"), path};
   } else {
     arguments = {Runfile("server/spanpoold"), "--run_dir", run_dir_};
     arguments.insert(arguments.end(), options.flags.begin(), options.flags.end());

@@ -1,0 +1,255 @@
+// A process that shares blocks with others of its kind, at random, until its input ends.
+//
+//   sharing_load_main TARGET BOARD SEED
+//
+// BOARD is a file that all of them map: places where handles are left, to be opened by whoever
+// comes by, or taken by one. Every block bears a mark at both ends, which is left beside its
+// handle, and everyone who has a block looks at it again and again. Exits with 3 when a block is
+// not what it should be, and with 4 when the library reports what it should not. Prints READY once
+// it works, and in the end how much it did.
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <iostream>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "spanpool/spanpool.h"
+
+namespace {
+
+using spanpool::Buffer;
+using spanpool::Handle;
+using spanpool::Session;
+
+constexpr size_t kPlaces = 64;
+constexpr int kThreads = 2;
+constexpr size_t kMostHad = 40;
+
+[[noreturn]] void Fail(int code, const std::string& what) {
+  std::cerr << "process " << getpid() << ": " << what << std::endl;
+  _exit(code);
+}
+
+// Where one handle is left. A reader who sees parts of two is told by the sum.
+class Place {
+ public:
+  void Leave(const Handle& handle, uint64_t mark) {
+    parts_[0] = handle.bits[0];
+    parts_[1] = handle.bits[1];
+    parts_[2] = mark;
+    sum_ = Sum(handle, mark);
+  }
+  // False: there is none, or it is being written.
+  bool Read(Handle* handle, uint64_t* mark) const {
+    *handle = Handle{{parts_[0], parts_[1]}};
+    *mark = parts_[2];
+    return sum_ == Sum(*handle, *mark) && handle->bits[0] != 0;
+  }
+  // Whoever reads and then takes it may open it.
+  bool Take(const Handle& handle, uint64_t mark) {
+    uint64_t sum = Sum(handle, mark);
+    return sum_.compare_exchange_strong(sum, 0);
+  }
+
+ private:
+  static uint64_t Sum(const Handle& handle, uint64_t mark) {
+    return (handle.bits[0] * 31 + handle.bits[1]) * 31 + mark + 1;
+  }
+  std::atomic<uint64_t> parts_[3];
+  std::atomic<uint64_t> sum_;
+};
+
+struct Board {
+  Place shared[kPlaces];  // for many to open
+  Place sent[kPlaces];    // for one to take
+};
+
+struct Had {
+  Buffer buffer;
+  uint64_t mark = 0;
+};
+
+class Worker {
+ public:
+  Worker(Session* session, Board* board, uint64_t seed)
+      : session_(session), board_(board), random_(seed) {}
+
+  void Work(const std::atomic<bool>& stop) {
+    while (!stop) {
+      Once();
+      ++operations_;
+    }
+    while (!had_.empty()) Forget(&had_.back());
+  }
+
+  uint64_t operations() const { return operations_; }
+  uint64_t opened() const { return opened_; }
+
+ private:
+  void Once() {
+    Place& shared = board_->shared[random_() % kPlaces];
+    Place& sent = board_->sent[random_() % kPlaces];
+    Had* const any = had_.empty() ? nullptr : &had_[random_() % had_.size()];
+    switch (random_() % 8) {
+      case 0: {
+        Had had = Allocate();
+        if (had.buffer.size() != 0) Share(&had, &shared);
+        return Keep(std::move(had));
+      }
+      case 1: {
+        Had had = Allocate();
+        if (had.buffer.size() != 0) Send(std::move(had), &sent);
+        return;
+      }
+      case 2:
+        return Open(&shared, /*take=*/false);
+      case 3:
+        return Open(&sent, /*take=*/true);
+      case 4:
+        if (any != nullptr) Keep({any->buffer.Ref(), any->mark});
+        return;
+      case 5:
+        if (any == nullptr) return;
+        Check(*any);
+        if (random_() % 2 == 0) return Share(any, &shared);
+        std::swap(*any, had_.back());
+        {
+          Had had = std::move(had_.back());
+          had_.pop_back();
+          return Send(std::move(had), &sent);
+        }
+      case 6:
+        if (void* block = session_->Malloc(64 << random_() % 8); block != nullptr) {
+          std::memset(block, 0xee, 64);
+          session_->Free(block);
+        }
+        return;
+      default:
+        if (any != nullptr) Forget(any);
+    }
+  }
+
+  Had Allocate() {
+    absl::StatusOr<Buffer> buffer = session_->Allocate(64 << random_() % 11);
+    if (!buffer.ok()) {
+      if (!absl::IsResourceExhausted(buffer.status())) Fail(4, buffer.status().ToString());
+      while (!had_.empty()) Forget(&had_.back());
+      return {};
+    }
+    Had had{*std::move(buffer), random_()};
+    std::memcpy(had.buffer.data(), &had.mark, 8);
+    std::memcpy(had.buffer.data() + had.buffer.size() - 8, &had.mark, 8);
+    return had;
+  }
+
+  // Whether it was shared or sent. It may be recounted for longer than a moment, or much referred
+  // to; or, if it is to be sent, sent before and not opened yet.
+  static bool Judge(const absl::StatusOr<Handle>& handle, bool sent) {
+    if (!handle.ok() && !absl::IsUnavailable(handle.status()) &&
+        !absl::IsResourceExhausted(handle.status()) &&
+        !(sent && absl::IsFailedPrecondition(handle.status()))) {
+      Fail(4, handle.status().ToString());
+    }
+    return handle.ok();
+  }
+
+  static void Share(Had* had, Place* place) {
+    const absl::StatusOr<Handle> handle = had->buffer.Share();
+    if (Judge(handle, /*sent=*/false)) place->Leave(*handle, had->mark);
+  }
+
+  void Send(Had had, Place* place) {
+    Open(place, /*take=*/true);  // what nobody took would be lost
+    const absl::StatusOr<Handle> handle = std::move(had.buffer).Send();
+    if (Judge(handle, /*sent=*/true)) place->Leave(*handle, had.mark);
+  }
+
+  void Open(Place* place, bool take) {
+    Handle handle{};
+    uint64_t mark = 0;
+    if (!place->Read(&handle, &mark) || (take && !place->Take(handle, mark))) return;
+    absl::StatusOr<Buffer> buffer = session_->Open(handle);
+    if (!buffer.ok()) {
+      if (!absl::IsNotFound(buffer.status()) && !absl::IsUnavailable(buffer.status()) &&
+          !absl::IsResourceExhausted(buffer.status())) {
+        Fail(4, buffer.status().ToString());
+      }
+      return;
+    }
+    ++opened_;
+    Keep({*std::move(buffer), mark});
+  }
+
+  static void Check(const Had& had) {
+    uint64_t first = 0;
+    uint64_t last = 0;
+    std::memcpy(&first, had.buffer.data(), 8);
+    std::memcpy(&last, had.buffer.data() + had.buffer.size() - 8, 8);
+    if (first != had.mark || last != had.mark) Fail(3, "a block is not what it should be");
+  }
+
+  void Keep(Had had) {
+    if (had.buffer.size() == 0) return;
+    Check(had);
+    if (had_.size() >= kMostHad) Forget(&had_[random_() % had_.size()]);
+    had_.push_back(std::move(had));
+  }
+
+  void Forget(Had* had) {
+    Check(*had);
+    std::swap(*had, had_.back());
+    had_.pop_back();
+  }
+
+  Session* const session_;
+  Board* const board_;
+  std::mt19937_64 random_;
+  std::vector<Had> had_;
+  uint64_t operations_ = 0;
+  uint64_t opened_ = 0;
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 4) return 2;
+  const int file = open(argv[2], O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+  if (file < 0 || ftruncate(file, sizeof(Board)) != 0) Fail(2, "cannot open the board");
+  void* const memory = mmap(nullptr, sizeof(Board), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  if (memory == MAP_FAILED) Fail(2, "cannot map the board");
+  spanpool::SessionOptions options;
+  options.target = argv[1];
+  absl::StatusOr<std::unique_ptr<Session>> session = Session::Attach(options);
+  if (!session.ok()) Fail(4, session.status().ToString());
+  std::atomic<bool> stop{false};
+  std::vector<std::unique_ptr<Worker>> workers;
+  std::vector<std::thread> threads;
+  for (int i = 0; i < kThreads; ++i) {
+    workers.push_back(std::make_unique<Worker>(session->get(), static_cast<Board*>(memory),
+                                               std::stoull(argv[3]) + static_cast<uint64_t>(i)));
+    threads.emplace_back([&stop, worker = workers.back().get()] { worker->Work(stop); });
+  }
+  std::cout << "READY" << std::endl;
+  for (std::string line; std::getline(std::cin, line);) {
+  }
+  stop = true;
+  uint64_t operations = 0;
+  uint64_t opened = 0;
+  for (int i = 0; i < kThreads; ++i) {
+    threads[static_cast<size_t>(i)].join();
+    operations += workers[static_cast<size_t>(i)]->operations();
+    opened += workers[static_cast<size_t>(i)]->opened();
+  }
+  std::cout << operations << " operations, " << opened << " blocks opened" << std::endl;
+  return 0;
+}

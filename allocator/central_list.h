@@ -5,11 +5,10 @@
 // ones, and no span is touched. A span is granted from the first of these that has one:
 //   partial, swept       as it is
 //   partial, not swept   swept first
-//   full, not swept      swept first; if no block came free it goes to full, swept. At most 100
-//   tries
-//                        of these two kinds, so that a grant never costs a walk of the list: what
-//                        that overlooks is at most one span in a hundred
-// and otherwise the heap has to make one.
+//   full, not swept      swept first; if no block came free it goes to full, swept
+// and otherwise the heap has to make one. At most 100 spans of the last two kinds are tried, so
+// that a grant never costs a walk of the list: what that overlooks is at most one span in a
+// hundred.
 //
 // Sweeping asks `BlockStates` which blocks are in use; it may be slow, so it is done without the
 // lock, by whoever swapped the span's sweep generation (span.h).

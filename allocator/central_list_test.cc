@@ -155,7 +155,13 @@ using CentralListDeathTest = CentralListTest;
 TEST_F(CentralListDeathTest, ACycleDoesNotBeginBeforeTheUnsweptSetsAreEmpty) {
   list_.Return(MakeSpan(1));
   BeginCycle();
-  EXPECT_DEATH(list_.BeginCycle(), "UnsweptSet");
+  EXPECT_DEATH(list_.BeginCycle(), "UnsweptSet.kPartial");
+}
+
+TEST_F(CentralListDeathTest, FullSpansCountAsWellBeforeACycleBegins) {
+  list_.Return(MakeSpan(4));
+  BeginCycle();
+  EXPECT_DEATH(list_.BeginCycle(), "UnsweptSet.kFull");
 }
 
 TEST_F(CentralListDeathTest, ASpanOfAnotherClassIsRefused) {

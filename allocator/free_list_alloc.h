@@ -4,9 +4,8 @@
 // Allocation walks the list from the start and takes the first block that is long enough; what is
 // left of it stays in the list. Freeing walks to the place the block belongs and joins it with its
 // neighbours. Memory is used again, so it does better than a bump pointer; but blocks of all sizes
-// and lives lie side by side, so long-lived small ones break what is free into pieces that
-// no larger request fits into (external fragmentation), and every step costs a walk over those
-// pieces.
+// and lives lie side by side, so long-lived small ones break what is free into pieces that no
+// larger request fits into (external fragmentation), and every call costs a walk over those pieces.
 // `./dev bench fragmentation` shows both against the heap's size classes.
 //
 // Positions are plain bytes in a range given by the owner; the memory is not touched, and freeing

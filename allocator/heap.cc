@@ -43,7 +43,13 @@ class Heap::Impl {
     }
     CentralList& list = ListOf(span_class);
     if (Span* const span = list.Take(sweeper_->active()); span != nullptr) return span;
-    return Make(span_class, SpanPages(span_class.size_class()), PageCount(1));
+    const PageCount pages = SpanPages(span_class.size_class());
+    absl::StatusOr<Span*> made = Make(span_class, pages, PageCount(1));
+    if (!absl::IsResourceExhausted(made.status())) return made;
+    const bool freed = SweepBeforeRefusing();
+    // A full span may have a free block now.
+    if (Span* const span = list.Take(sweeper_->active()); span != nullptr) return span;
+    return freed ? pages_.Allocate(span_class, pages, PageCount(1)) : made;
   }
 
   absl::StatusOr<Span*> GrantLarge(PageCount pages, bool scan, PageCount alignment) {
@@ -52,7 +58,10 @@ class Heap::Impl {
       return absl::InvalidArgumentError(
           absl::StrCat("an alignment of ", alignment.value(), " pages is not a power of two"));
     }
-    return Make(SpanClass(kLargeSizeClass, !scan), pages, alignment);
+    const SpanClass span_class(kLargeSizeClass, !scan);
+    absl::StatusOr<Span*> made = Make(span_class, pages, alignment);
+    if (!absl::IsResourceExhausted(made.status()) || !SweepBeforeRefusing()) return made;
+    return pages_.Allocate(span_class, pages, alignment);
   }
 
   void Return(Span* span) { ListOf(span->span_class).Return(span); }
@@ -113,6 +122,9 @@ class Heap::Impl {
     pages_.CheckInvariants();
     for (const auto& list : lists_) list->CheckInvariants();
     runs_.CheckInvariants();
+    uint64_t specials = 0;
+    pages_.ForEachSpan([&](const Span& span) { specials += specials_.CheckInvariants(span); });
+    SPANPOOL_CHECK_EQ(specials, specials_.size());
     const HeapStats s = stats();
     SPANPOOL_CHECK_EQ(s.on_loan_bytes + s.in_lists_bytes + s.free_bytes + s.scavenged_bytes,
                       s.reserved_bytes);
@@ -124,11 +136,14 @@ class Heap::Impl {
 
   absl::StatusOr<Span*> Make(SpanClass span_class, PageCount pages, PageCount alignment) {
     sweeper_->PayFor(pages);
-    absl::StatusOr<Span*> span = pages_.Allocate(span_class, pages, alignment);
-    if (!absl::IsResourceExhausted(span.status())) return span;
-    // Before refusing: blocks may have been freed in listed spans since anybody looked.
-    if (Sweep() == PageCount(0)) return span;
     return pages_.Allocate(span_class, pages, alignment);
+  }
+
+  // Blocks may have been freed in listed spans since anybody looked. Whether pages came free.
+  bool SweepBeforeRefusing() {
+    const PageCount in_use = pages_.stats().in_use;
+    // What other threads sweep meanwhile counts, too.
+    return Sweep() > PageCount(0) || pages_.stats().in_use < in_use;
   }
 
   PageHeap pages_;

@@ -1,5 +1,6 @@
 #include "allocator/heap_driver.h"
 
+#include <algorithm>
 #include <iterator>
 #include <optional>
 
@@ -45,6 +46,38 @@ void HeapDriver::Listener::OnFreed(absl::Span<const FreedBlock> blocks) {
   }
 }
 
+absl::Status HeapDriver::Memory::Create(ArenaIndex arena) {
+  pages.resize(std::max(pages.size(), (arena.value() + 1) * kPagesPerArena), kNone);
+  return absl::OkStatus();
+}
+
+absl::Status HeapDriver::Memory::Populate(PageRange range) {
+  for (PageId page = range.first; page < range.end(); ++page) {
+    State& state = pages[page.value()];
+    state = std::max(state, kZero);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status HeapDriver::Memory::Discard(PageRange range) {
+  std::fill_n(pages.begin() + static_cast<std::ptrdiff_t>(range.first.value()), range.count.value(),
+              kNone);
+  return absl::OkStatus();
+}
+
+// Pages were granted, all zero if `zero`; whoever has them writes to them.
+std::string HeapDriver::Write(PageRange range, bool zero) {
+  for (PageId page = range.first; page < range.end(); ++page) {
+    Memory::State& state = memory_.pages[page.value()];
+    if (state == Memory::kNone) return absl::StrCat("page ", page.value(), " has no memory");
+    if (zero && state == Memory::kWritten) {
+      return absl::StrCat("page ", page.value(), " is not zero");
+    }
+    state = Memory::kWritten;
+  }
+  return "";
+}
+
 HeapDriver::HeapDriver() : heap_(std::make_unique<Heap>(Options(&listener_), &source_, &states_)) {}
 
 HeapDriver::~HeapDriver() {
@@ -68,8 +101,11 @@ std::string HeapDriver::Step(uint8_t code, uint8_t a, uint8_t b, uint8_t c) {
   switch (code % 20) {
     case 0:
     case 1:
-    case 2:
-      return Granted(heap_->Grant(ClassFor(a)));
+    case 2: {
+      const absl::StatusOr<Span*> span = heap_->Grant(ClassFor(a));
+      std::string error = Granted(span);
+      return error.empty() && !span.ok() ? Refused(ClassFor(a)) : error;
+    }
     case 3: {
       // Mostly small; up to a whole arena.
       const PageCount pages(1 + (c % 16 == 0 ? (a | uint64_t{b} << 8) % kPagesPerArena : a));
@@ -180,6 +216,7 @@ std::string HeapDriver::Step(uint8_t code, uint8_t a, uint8_t b, uint8_t c) {
           return "a run begins where something lives";
         }
         runs_.push_back(*run);
+        return Write(*run, /*zero=*/false);
       } else {
         std::swap(runs_[a % runs_.size()], runs_.back());
         live_.erase(OffsetOf(runs_.back().first).value());
@@ -219,6 +256,19 @@ std::string HeapDriver::Granted(const absl::StatusOr<Span*>& granted) {
     }
   }
   loans_.push_back({span, FreeSlots(span->in_use(), span->blocks), {}});
+  return Write(span->range(), !span->needs_zero);
+}
+
+// A span of this class could not be had.
+std::string HeapDriver::Refused(SpanClass span_class) {
+  for (const auto& [page, listed] : listed_) {
+    if (listed.span_class != span_class) continue;
+    const auto live = std::distance(shared_.lower_bound({page, 0}),
+                                    shared_.lower_bound({page + PageCount(1), 0}));
+    if (static_cast<uint64_t>(live) < BlocksPerSpan(span_class.size_class())) {
+      return "a grant was refused while a listed span had a free block";
+    }
+  }
   return "";
 }
 

@@ -2,10 +2,13 @@
 // fuzzing and random tests.
 //
 // The model knows which blocks are live and where, and nothing else: a block is *private* (carved
-// from a span on loan, until it is freed or shared) or *shared* (referred to, until dropped). It
-// checks that
+// from a span on loan, until it is freed or shared) or *shared* (referred to, until dropped).
+//
+// It checks that
 //   * no two live blocks overlap, and none lies outside its span;
 //   * a granted span offers every block that is not in use, and none that is;
+//   * every page that is granted has memory, all zero if the span says so;
+//   * no grant is refused while a listed span of its class has a free block;
 //   * spans are where the model thinks they are, and the statistics add up, after every step;
 //   * nothing is freed while a block of it is live.
 //
@@ -23,8 +26,10 @@
 #include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "allocator/arena_source.h"
 #include "allocator/fake_block_states.h"
 #include "allocator/faulty_arena_source.h"
 #include "allocator/free_slots.h"
@@ -64,6 +69,14 @@ class HeapDriver {
     PageCount pages;
     SpanClass span_class;
   };
+  // Knows which pages have memory, and in which of those something was written.
+  struct Memory : ArenaSource {
+    absl::Status Create(ArenaIndex arena) override;
+    absl::Status Populate(PageRange range) override;
+    absl::Status Discard(PageRange range) override;
+    enum State : uint8_t { kNone, kZero, kWritten };
+    std::vector<State> pages;
+  };
   struct Listener : FreedBlockListener {
     void OnFreed(absl::Span<const FreedBlock> blocks) override;
     std::set<Block> watched;  // blocks with a special
@@ -72,13 +85,16 @@ class HeapDriver {
 
   std::string Step(uint8_t code, uint8_t a, uint8_t b, uint8_t c);
   std::string Granted(const absl::StatusOr<Span*>& span);
+  std::string Write(PageRange range, bool zero);
+  std::string Refused(SpanClass span_class);
   std::string Carve(Loan& loan);
   std::string Return(size_t loan);
   std::string Reconcile();
   std::string CheckStats();
   bool Referred(PageId first_page) const;
 
-  FaultyArenaSource source_;
+  Memory memory_;
+  FaultyArenaSource source_{&memory_};
   FakeBlockStates states_;
   Listener listener_;
   std::unique_ptr<Heap> heap_;

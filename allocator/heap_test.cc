@@ -239,6 +239,23 @@ TEST(Heap, TheLimitHoldsForSpansOnLoanAndListedTogether) {
   heap.CheckInvariants();
 }
 
+TEST(Heap, ABlockFreedInAFullSpanIsFoundBeforeAGrantIsRefused) {
+  FaultyArenaSource source;
+  FakeBlockStates states;
+  Heap heap(Limit(kPageBytes), &source, &states);
+  Span* const span = *heap.Grant(kClass64);
+  const PageId page = span->first_page;
+  for (uint32_t i = 0; i < span->blocks; ++i) states.Refer(*span, i);
+  heap.Return(span);
+  EXPECT_EQ(heap.Grant(kClass64).status().code(), absl::StatusCode::kResourceExhausted);
+  states.Drop(page, 77);
+  const absl::StatusOr<Span*> again = heap.Grant(kClass64);
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(*again, span);
+  EXPECT_EQ(span->in_use()[1], ~(uint64_t{1} << 13));
+  heap.CheckInvariants();
+}
+
 TEST(Heap, ReplenishBacksTheReserveAheadOfDemand) {
   FaultyArenaSource source;
   HeapOptions options = Limit(2 * kArenaBytes);
@@ -344,6 +361,28 @@ TEST(Heap, TheListenerIsToldOnceOfABlockThatIsFreed) {
   heap.CheckInvariants();
 }
 
+TEST(Heap, TheListenerIsToldWhenItIsAGrantThatSweeps) {
+  struct Listener : FreedBlockListener {
+    void OnFreed(absl::Span<const FreedBlock> blocks) override { freed += blocks.size(); }
+    size_t freed = 0;
+  } listener;
+  FaultyArenaSource source;
+  FakeBlockStates states;
+  HeapOptions options = Limit(kArenaBytes);
+  options.listener = &listener;
+  Heap heap(options, &source, &states);
+  Span* const span = *heap.Grant(kClass64);
+  for (const uint32_t block : {1, 2}) states.Refer(*span, block);
+  ASSERT_TRUE(heap.AddSpecial(span, 1, SpecialKind::kNotification, 11).ok());
+  heap.Return(span);
+  ASSERT_TRUE(heap.GrantLarge(PageCount(1000), false).ok());
+  ASSERT_TRUE(heap.SweepInBackground(0)) << "no cycle has begun";
+  states.Drop(span->first_page, 1);
+  ASSERT_EQ(*heap.Grant(kClass64), span);
+  EXPECT_EQ(listener.freed, 1u);
+  heap.CheckInvariants();
+}
+
 TEST(Heap, RunsAreUnderTheSameLimit) {
   FaultyArenaSource source;
   Heap heap(Limit(64 * kPageBytes), &source, nullptr);
@@ -354,6 +393,19 @@ TEST(Heap, RunsAreUnderTheSameLimit) {
   heap.CheckInvariants();
   heap.runs()->Free(*run);
   EXPECT_TRUE(heap.GrantLarge(PageCount(33), false).ok());
+}
+
+TEST(Heap, PagesThatCouldBeNeitherBackedNorDiscardedAreNotTrustedToBeZero) {
+  FaultyArenaSource source;
+  Heap heap(Limit(kArenaBytes), &source, nullptr);
+  heap.Return(*heap.GrantLarge(PageCount(100), false));
+  source.FailCall(FaultyArenaSource::Call::kPopulate, 1);
+  source.FailCall(FaultyArenaSource::Call::kDiscard, 1);
+  EXPECT_FALSE(heap.GrantLarge(PageCount(200), false).ok());
+  const absl::StatusOr<Span*> span = heap.GrantLarge(PageCount(200), false);
+  ASSERT_TRUE(span.ok()) << span.status();
+  EXPECT_EQ((*span)->first_page, PageId(0));
+  EXPECT_TRUE((*span)->needs_zero);
 }
 
 // Fails the N-th call of each kind, for N = 1, 2, 3 ..., until a run meets none.

@@ -17,8 +17,7 @@
 // end.
 //
 // Invariants
-//  1. begin <= next <= committed <= end, where committed is rounded up to OS pages if that is <
-//  end.
+//  1. begin <= next <= committed <= end; committed is on an OS page's border or at an end.
 //  2. A refused request changes nothing.
 //
 // Not thread-safe: one owner, or its lock. Differences from Go's linearAlloc: what is committed is
@@ -71,8 +70,8 @@ class LinearAlloc {
 class PersistentAlloc {
  public:
   static constexpr size_t kChunkBytes = size_t{256} << 10;
-  static constexpr size_t kDirectBytes = size_t{64}
-                                         << 10;  // from here on, a reservation of its own
+  // From here on a request gets a reservation of its own.
+  static constexpr size_t kDirectBytes = size_t{64} << 10;
   static constexpr size_t kMaxAlignment = kOsPageBytes;
 
   // `metadata` outlives the allocator.

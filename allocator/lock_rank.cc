@@ -10,6 +10,8 @@ namespace spanpool {
 
 const char* LockRankName(LockRank rank) {
   switch (rank) {
+    case LockRank::kBuffer:
+      return "buffer";
     case LockRank::kLink:
       return "link to the daemon";
     case LockRank::kSessionTable:

@@ -10,7 +10,8 @@
 // nothing wait for each other. It spins a little before it sleeps: what it guards takes well under
 // a microsecond.
 //
-// No lock is held across a kernel call that can block, nor across a callback.
+// No lock is held while an arena's memory is created, backed, mapped or sent, nor across a
+// callback. The heap's own records are committed under its locks, by an mprotect of a few pages.
 
 #ifndef SPANPOOL_ALLOCATOR_LOCK_RANK_H_
 #define SPANPOOL_ALLOCATOR_LOCK_RANK_H_
@@ -28,6 +29,7 @@ namespace spanpool {
 
 // The lock order, first to take first. Gaps are for nobody: add a line where it belongs.
 enum class LockRank : uint8_t {
+  kBuffer,        // client: what several Buffers own together
   kLink,          // client: the session's way to the daemon
   kSessionTable,  // daemon: all sessions; client: the session's exchange state
   kSession,       // daemon: one session

@@ -37,8 +37,8 @@
 //  5. The three counts add up to the pages that exist.
 //
 // Not thread-safe: the heap's lock guards it. Differences from Go 1.16's pageAlloc: alignment;
-// large requests are exact first fit, too; growth can fail without harm; scavenging takes aligned 2
-// MiB runs, which is what memory files give back in one piece.
+// large requests are exact first fit, too; growth can fail without harm; scavenging takes aligned
+// runs of 2 MiB, which is what memory files give back in one piece.
 
 #ifndef SPANPOOL_ALLOCATOR_PAGE_ALLOC_H_
 #define SPANPOOL_ALLOCATOR_PAGE_ALLOC_H_
@@ -156,8 +156,8 @@ class PageAlloc {
     uint64_t alignment;
     uint64_t run = 0;  // free pages that end where the walk stands
     uint64_t result = kNoPage;
-    uint64_t first_free =
-        kNoPage;  // the first free page passed, if the walk saw exactly where it is
+    // The first free page passed, if the walk saw exactly where it is.
+    uint64_t first_free = kNoPage;
     bool passed_free = false;
 
     // Whether the run of `length` free pages from `first` holds what is searched; sets result.

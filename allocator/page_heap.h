@@ -1,5 +1,4 @@
-// The pages of one pool: which arenas there are, which pages spans own, and how much memory that
-// is.
+// The pages of one pool: its arenas, which pages spans own, and which have memory behind them.
 //
 // Makes spans out of free pages and turns them back. New arenas are created at the end of those
 // there are, so that neighbours stay neighbours and a span may cross arenas. Memory is put behind
@@ -12,9 +11,8 @@
 // if it were in use, and flushed before anything is refused; near the limit caches are not filled.
 //
 // Invariants
-//  1. Pages of spans + free + scavenged = pages of all arenas, at every moment (pages that are
-//  being
-//     backed or discarded count as what they were).
+//  1. Pages of spans + free + scavenged = pages of all arenas, at every moment; pages that are
+//     being backed or discarded count as what they were.
 //  2. Pages of spans never exceed the limit.
 //  3. Every page of a span has memory behind it.
 //  4. Every page of a span in use maps to that span (arena_map.h).
@@ -108,6 +106,17 @@ class PageHeap {
 
   uint64_t limit_bytes() const { return options_.limit_bytes; }
   uint64_t metadata_bytes() const;
+
+  // Calls f(span) for each span in use, lowest first. Concurrent calls must be excluded.
+  template <typename F>
+  void ForEachSpan(F f) const {
+    const PageId end = FirstPageOf(ArenaIndex(arenas_end()));
+    for (PageId page; page < end;) {
+      const Span* const span = map_.SpanOf(page);
+      if (span != nullptr) f(*span);
+      page = page + (span != nullptr ? span->pages : PageCount(1));
+    }
+  }
 
   // Aborts unless the invariants hold. O(heap). Concurrent calls must be excluded.
   void CheckInvariants() const;

@@ -19,12 +19,13 @@ void PageReclaimer::Begin(uint64_t generation, uint32_t arenas) {
 PageCount PageReclaimer::Reclaim(const ActiveSweep::Token& token, PageCount wanted) {
   SPANPOOL_CHECK(token);
   PageCount freed = TakeCredit(wanted);
-  while (freed < wanted) {
+  uint64_t swept = 0;
+  while (freed < wanted && swept < kSpareTries + wanted.value()) {
     // The look before the claim keeps the index from running away.
     if (next_.load(std::memory_order_relaxed) >= end_) return freed;
     const uint64_t first = next_.fetch_add(kClaimPages, std::memory_order_relaxed);
     if (first >= end_) return freed;
-    freed += ReclaimFrom(token, PageId(first));
+    freed += ReclaimFrom(token, PageId(first), &swept);
   }
   if (freed > wanted) {
     credit_.fetch_add((freed - wanted).value(), std::memory_order_relaxed);
@@ -43,7 +44,8 @@ PageCount PageReclaimer::TakeCredit(PageCount wanted) {
   return PageCount(taken);
 }
 
-PageCount PageReclaimer::ReclaimFrom(const ActiveSweep::Token& token, PageId first) {
+PageCount PageReclaimer::ReclaimFrom(const ActiveSweep::Token& token, PageId first,
+                                     uint64_t* swept) {
   const Arena* const arena = map_->Find(ArenaOf(first));
   if (arena == nullptr) return PageCount(0);  // a hole
   PageCount freed;
@@ -58,6 +60,7 @@ PageCount PageReclaimer::ReclaimFrom(const ActiveSweep::Token& token, PageId fir
     // acquire: pairs with the release in CentralList::ListLocked.
     if (span->sweep_generation.compare_exchange_strong(
             expected, generation_ - 1, std::memory_order_acquire, std::memory_order_relaxed)) {
+      ++*swept;
       freed += lists_[span->span_class.value()]->SweepOwned(token, span);
     }
   }

@@ -8,7 +8,8 @@
 // A span found here is still in its central list: it is owned by swapping its sweep generation,
 // like any (span.h), and taken out of the middle of its set. (Go claims 512 pages and sweeps only
 // spans without a mark. Here there are no marks and every listed span has to be looked at, so less
-// is claimed at once; that bounds what one grant may cost to 64 spans more than it needs.)
+// is claimed at once, and the search ends when as many spans as there are pages wanted, and 100
+// more, were swept: where hardly anything is free a grant must not pay for the whole heap.)
 //
 // Thread-safe; takes no lock itself.
 
@@ -37,17 +38,20 @@ class PageReclaimer {
   // sweep is open.
   void Begin(uint64_t generation, uint32_t arenas);
 
-  // Frees pages, `wanted` if so many are found. Returns how many were freed for this caller, some
-  // of them perhaps earlier. `token` is a sweeper's.
+  // Frees pages, `wanted` if so many are found soon. Returns how many were freed for this caller,
+  // some of them perhaps earlier. `token` is a sweeper's.
   PageCount Reclaim(const ActiveSweep::Token& token, PageCount wanted);
 
   PageCount credit() const { return PageCount(credit_.load(std::memory_order_relaxed)); }
 
  private:
   static constexpr uint64_t kClaimPages = 64;
+  // Spans that may be swept beyond one for each page wanted; what a claim holds is always finished.
+  static constexpr uint64_t kSpareTries = 100;
 
   PageCount TakeCredit(PageCount wanted);
-  PageCount ReclaimFrom(const ActiveSweep::Token& token, PageId first);
+  // Sweeps what is found in one claim; adds to `swept` how many spans that was.
+  PageCount ReclaimFrom(const ActiveSweep::Token& token, PageId first, uint64_t* swept);
 
   const ArenaMap* const map_;
   const std::vector<CentralList*> lists_;

@@ -5,10 +5,8 @@
 // goroutine stacks so.) Larger buffers are spans of their own (GrantLarge).
 //
 //   RunPool   all manual spans; thread-safe. A span whose last run comes back is freed.
-//   RunCache  one owner's runs in front of it: an empty cache takes half of what it may hold, a
-//   full
-//             one gives half back, so that neither taking nor giving in turns reaches the pool each
-//             time. Not thread-safe.
+//   RunCache  one owner's runs in front of it; not thread-safe. An empty cache takes half of what
+//             it may hold, a full one gives half back: taking and giving in turns stays in it.
 //
 // Which runs of a span are taken is a bitmap in the span: the memory itself is not touched.
 //

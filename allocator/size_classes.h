@@ -2,8 +2,8 @@
 //
 // Size class 0 stands for large runs: one block of whole pages. Classes 1..67 cut spans of one to
 // ten pages into equal blocks of 8 to 32768 bytes, so that rounding a size up to its class and the
-// tail of a span together never waste more than 15.6 % of a span beyond 128 bytes a block. The
-// rules (Go's mksizeclasses.go):
+// tail of a span together never waste more than 16.7 % of a span whose blocks are longer than 80
+// bytes. The rules (Go's mksizeclasses.go):
 //   1. Candidate sizes are spaced by 8 below 32, 16 below 128, then an eighth of the power of two
 //      below, and 256 from 2048 up.
 //   2. A span has the fewest pages that leave a tail of at most an eighth.

@@ -76,6 +76,14 @@ TEST(SizeClasses, TheRulesYieldTheTable) {
   }
 }
 
+TEST(SizeClasses, BeyondEightyBytesLittleOfASpanIsWasted) {
+  for (const Row& row : kTable) {
+    if (row.block_bytes > 80) {
+      EXPECT_LE(row.max_waste, 1670u) << row.block_bytes << " bytes";
+    }
+  }
+}
+
 TEST(SizeClasses, ClassZeroIsLargeAndHasNoBlocks) {
   EXPECT_EQ(BlockBytes(kLargeSizeClass), 0u);
   EXPECT_EQ(SpanPages(kLargeSizeClass), PageCount(0));

@@ -4,8 +4,8 @@
 // when the span it once described is gone. So a sweeper may look at a record that it found a moment
 // ago, and lose the race for it by a compare-and-swap.
 //
-// Where a span is, is said by its sweep generation g. With h the heap's, which is even and
-// grows by 2 whenever a sweep begins:
+// Where a span is, is said by its sweep generation g. With h the heap's, which is even and grows by
+// 2 whenever a sweep begins:
 //
 //   g           the span is                           who may touch it
 //   kFree       not there; the record may be reused   the heap

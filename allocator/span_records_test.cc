@@ -39,6 +39,16 @@ TEST(SpanRecords, AReusedRecordKeepsItsSweepGeneration) {
   EXPECT_EQ(again->sweep_generation.load(), 42u);
 }
 
+TEST(SpanRecords, ARecordThatWentThroughACacheKeepsItsSweepGeneration) {
+  SpanRecords records(MetadataSource::System());
+  SpanRecords::Cache cache;
+  Span* const span = records.New(1, &cache);
+  span->sweep_generation.store(42);
+  records.Delete(span, &cache);
+  EXPECT_EQ(records.New(1, &cache), span);
+  EXPECT_EQ(span->sweep_generation.load(), 42u);
+}
+
 TEST(SpanRecords, EveryRecordThereEverWasIsVisitedOnce) {
   SpanRecords records(MetadataSource::System());
   std::multiset<const Span*> expected;

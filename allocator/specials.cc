@@ -76,15 +76,18 @@ uint64_t Specials::size() const {
   return records_.in_use();
 }
 
-void Specials::CheckInvariants(const Span& span) const {
+uint64_t Specials::CheckInvariants(const Span& span) const {
   RankedMutexLock lock(&mu_);
+  uint64_t records = 0;
   SPANPOOL_CHECK_EQ(map_->HasSpecials(span), span.specials != nullptr);
   for (const SpecialRecord* record = span.specials; record != nullptr; record = record->next) {
     SPANPOOL_CHECK_LT(record->block, span.blocks);
     const SpecialRecord* const next = record->next;
     SPANPOOL_CHECK(next == nullptr || record->block < next->block ||
                    (record->block == next->block && record->kind < next->kind));
+    ++records;
   }
+  return records;
 }
 
 }  // namespace spanpool

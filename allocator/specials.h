@@ -90,8 +90,9 @@ class Specials {
   uint64_t metadata_bytes() const;
   uint64_t size() const;
 
-  // The span's part of the invariants; it is in use and stays so meanwhile.
-  void CheckInvariants(const Span& span) const;
+  // Aborts unless the span's part of the invariants holds; it is in use and stays so meanwhile.
+  // Returns how many specials it has: those of all spans together are size().
+  uint64_t CheckInvariants(const Span& span) const;
 
  private:
   // The link that points, or would point, to the special.

@@ -78,6 +78,31 @@ TEST_F(SweeperTest, ACycleSweepsEveryListedSpanOnce) {
   CheckInvariants();
 }
 
+TEST_F(SweeperTest, ACycleSweepsTheSpansOfEveryClass) {
+  for (size_t i = 0; i < kNumSpanClasses; ++i) {
+    const SpanClass span_class = SpanClass::FromValue(static_cast<uint8_t>(i));
+    List(span_class, span_class.large() ? PageCount(3) : SpanPages(span_class.size_class()), 1);
+  }
+  const uint64_t before = states_.sweeps();
+  sweeper_->SweepAll();
+  EXPECT_EQ(states_.sweeps() - before, kNumSpanClasses);
+}
+
+TEST_F(SweeperTest, TheReclaimerStartsAnewInEachCycle) {
+  List(SpanClass(kLargeSizeClass, /*noscan=*/false), PageCount(1), 1);  // swept first
+  Span* const span = List(kSmall, PageCount(1), 1);
+  const PageId page = span->first_page;
+  ASSERT_TRUE(sweeper_->BeginCycle());
+  sweeper_->PayFor(PageCount(1));
+  DropAll(*span);
+  while (sweeper_->SweepOne().has_value()) {
+  }
+  ASSERT_TRUE(sweeper_->BeginCycle());
+  EXPECT_EQ(heap_.SpanOf(page), span);
+  sweeper_->PayFor(PageCount(1));
+  EXPECT_EQ(heap_.SpanOf(page), nullptr) << "the pages wanted were not found";
+}
+
 TEST_F(SweeperTest, TheNextCycleIsRefusedUntilThisOneIsDone) {
   List(kSmall, PageCount(1), 1);
   List(kLarge, PageCount(2), 1);
@@ -107,6 +132,33 @@ TEST_F(SweeperTest, WhoTakesFreshPagesSweepsInProportion) {
   }
   EXPECT_FALSE(sweeper_->SweepOne().has_value());
   EXPECT_TRUE(sweeper_->done());
+  CheckInvariants();
+}
+
+TEST_F(SweeperTest, WhatTheReclaimerHasInCreditDoesNotExcuseFromSweepingInProportion) {
+  constexpr SpanClass kSweptFirst(kLargeSizeClass, /*noscan=*/false);
+  DropAll(*List(kLarge, PageCount(1000), 1));
+  List(kSweptFirst, PageCount(1), 1);
+  for (int i = 0; i < 1000; ++i) List(kSmall, PageCount(1), 1);
+  ASSERT_TRUE(sweeper_->BeginCycle());
+  // Of this grant's own share is one page; the reclaimer then finds a thousand where it wants one.
+  sweeper_->PayFor(PageCount(1));
+  ASSERT_EQ(sweeper_->active()->pages_swept(), PageCount(1001));
+  ASSERT_TRUE(heap_.Allocate(kLarge, PageCount(1001), PageCount(1)).ok());
+  for (uint64_t owed = 1009; owed <= 1401; owed += 8) {
+    sweeper_->PayFor(PageCount(8));
+    EXPECT_EQ(sweeper_->active()->pages_swept(), PageCount(owed));
+    ASSERT_TRUE(heap_.Allocate(kLarge, PageCount(8), PageCount(1)).ok());
+  }
+  CheckInvariants();
+}
+
+TEST_F(SweeperTest, AGrantDoesNotSweepTheWholeHeapInSearchOfPages) {
+  for (int i = 0; i < 2000; ++i) List(kSmall, PageCount(1), 1);
+  ASSERT_TRUE(sweeper_->BeginCycle());
+  const uint64_t before = states_.sweeps();
+  sweeper_->PayFor(PageCount(8));
+  EXPECT_LE(states_.sweeps() - before, 8u + 8u + 100u + 64u);
   CheckInvariants();
 }
 

@@ -115,9 +115,9 @@ class Timer {
 Round TimedRound(std::string metric, absl::Duration time, TimeOf what,
                  std::function<void(int64_t)> operations);
 
-// The whole of a suite program's main: `fill` adds the cases. Flags: --quick, --rounds N, --case
-// TEXT,
-// --out FILE (default: standard output), and what `fill` finds in `arguments` (all that is left).
+// The whole of a suite program's main: `fill` adds the cases.
+// Flags: --quick, --rounds N, --case TEXT, --out FILE (default: standard output), and what `fill`
+// finds in `arguments` (all that is left).
 int SuiteMain(int argc, char** argv, const std::string& name,
               const std::function<void(Suite&, const std::vector<std::string>& arguments)>& fill);
 

@@ -1,18 +1,16 @@
 // Suite `heap`: what the heap of allocator/ takes by itself, without a daemon.
 //
 //   span_lend_return_8k  Grant and Return of a span of one page, one thread; the memory is there
-//
-//   page_cached          one page through a page cache, refills under the heap's kind of lock
-//                        included
-//
-//   lend_2_threads       two threads lend and return spans of different classes: speed-up over one
-//
-//   fresh_arena          creating, sealing and backing a 64 MiB memfd arena, and where the time
-//                        goes
-//
-//   metadata             bytes of the heap's own records over bytes of arenas, full of small spans
+//   page_cached          one page through a page cache, refills under a heap's lock included
+//   lend_2_threads       two threads lend and return spans of different classes: speedup over one
+//   fresh_arena          creating, sealing and backing an arena's memfd, and where the time goes
+//   scavenge             1 GiB is used and freed: seconds until the memfds have a tenth of it left,
+//                        and how long giving it back at once takes
+//   metadata             bytes of the heap's own records over bytes of arenas full of small spans
 //
 // Read ns figures as multiples of the probe's mutex_pair in the same case.
+
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <array>
@@ -34,8 +32,11 @@
 #include "allocator/heap.h"
 #include "allocator/lock_rank.h"
 #include "allocator/memfd_arena_source.h"
+#include "allocator/metadata_source.h"
 #include "allocator/page_alloc.h"
 #include "allocator/page_cache.h"
+#include "allocator/page_heap.h"
+#include "allocator/scavenger.h"
 #include "allocator/size_classes.h"
 #include "allocator/span.h"
 #include "allocator/units.h"
@@ -212,8 +213,78 @@ absl::StatusOr<Metrics> TouchFreshMemory() {
   return Metrics{{"ms", "ms", MsSince(start)}};
 }
 
-// Fills 4 arenas with one-page spans: as many records as there can be for so much memory. No memory
-// is put behind the pages; the records are the same.
+// A heap on memfds that has used `bytes` and freed them all, and how much memory its files have.
+class AfterPeak {
+ public:
+  static constexpr uint64_t kReserveBytes = uint64_t{64} << 20;
+
+  explicit AfterPeak(uint64_t bytes)
+      : peak_bytes_(bytes),
+        heap_(
+            PageHeapOptions{.limit_bytes = bytes, .reserve_bytes = kReserveBytes, .max_arenas = 64},
+            &source_, MetadataSource::System()),
+        scavenger_(&heap_, kReserveBytes, [this] { return Nanos(); }) {
+    std::vector<Span*> spans;
+    const SpanClass large(kLargeSizeClass, /*noscan=*/true);
+    const PageCount pages(kPagesPerArena / 4);
+    for (uint64_t used = 0; used < bytes; used += Bytes(pages)) {
+      absl::StatusOr<Span*> span = heap_.Allocate(large, pages, PageCount(1));
+      SPANPOOL_CHECK(span.ok()) << span.status();
+      spans.push_back(*span);
+    }
+    for (Span* span : spans) heap_.Free(span);
+    SPANPOOL_CHECK(FileBytes() >= bytes);
+  }
+
+  // Seconds of the scavenger's steps and the sleeps between them, which are counted, not slept.
+  double FallSeconds() {
+    const int64_t began = Nanos();
+    while (true) {
+      const absl::Duration sleep = scavenger_.Step();
+      if (sleep == Scavenger::kIdle) return static_cast<double>(Nanos() - began) / 1e9;
+      slept_ += sleep;
+    }
+  }
+  double TrimMs() {
+    const Clock::time_point start = Clock::now();
+    scavenger_.Trim();
+    return MsSince(start);
+  }
+  double FilesOverPeak() const {
+    return static_cast<double>(FileBytes()) / static_cast<double>(peak_bytes_);
+  }
+
+ private:
+  int64_t Nanos() const {
+    return std::chrono::nanoseconds(Clock::now().time_since_epoch()).count() +
+           absl::ToInt64Nanoseconds(slept_);
+  }
+  uint64_t FileBytes() const {
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < heap_.arenas_end(); ++i) {
+      struct stat info;
+      SPANPOOL_CHECK(fstat(source_.data_fd(ArenaIndex(i)), &info) == 0);
+      bytes += static_cast<uint64_t>(info.st_blocks) * 512;
+    }
+    return bytes;
+  }
+
+  const uint64_t peak_bytes_;
+  absl::Duration slept_;
+  MemfdArenaSource source_{"bench", /*table_bytes=*/0};
+  PageHeap heap_;
+  Scavenger scavenger_;
+};
+
+absl::StatusOr<Metrics> Scavenge(uint64_t bytes) {
+  AfterPeak peak(bytes);
+  const double fall_s = peak.FallSeconds();
+  const double kept = peak.FilesOverPeak();
+  const double trim_ms = AfterPeak(bytes).TrimMs();
+  return Metrics{{"fall_s", "s", fall_s}, {"kept", "fraction", kept}, {"trim_ms", "ms", trim_ms}};
+}
+
+// Puts no memory behind pages: the records of a heap over it are what they would be with it.
 class NoMemory : public ArenaSource {
  public:
   absl::Status Create(ArenaIndex) override { return absl::OkStatus(); }
@@ -221,6 +292,7 @@ class NoMemory : public ArenaSource {
   absl::Status Discard(PageRange) override { return absl::OkStatus(); }
 };
 
+// Fills `bytes` of arenas with one-page spans: as many records as so much memory can have.
 absl::StatusOr<Metrics> MetadataFraction(size_t block_bytes, uint64_t bytes) {
   NoMemory source;
   Heap heap(HeapOptions{.limit_bytes = bytes, .reserve_bytes = 0}, &source, nullptr);
@@ -239,6 +311,7 @@ void Fill(Suite& suite, const std::vector<std::string>&) {
   suite.Add("fresh_arena", "spanpool", FreshArena);
   suite.Add("fresh_arena", "probe", TouchFreshMemory);
   const uint64_t bytes = kHeapBytes * (suite.quick() ? 1 : 4);
+  suite.Add("scavenge", "spanpool", [bytes] { return Scavenge(bytes); });
   suite.Add("metadata", "spanpool", [bytes] { return MetadataFraction(64, bytes); });
 }
 

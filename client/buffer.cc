@@ -1,29 +1,60 @@
 #include "spanpool/buffer.h"
 
 #include "absl/strings/str_cat.h"
+#include "allocator/lock_rank.h"
 #include "client/references.h"
 #include "client/session_core.h"
 
 namespace spanpool {
 
-using internal::Reference;
-using internal::References;
+using internal::Held;
+
+// Buffer::holding_ is
+//   0                  the block is private and the Buffer its only owner
+//   odd                Held::bits(): the Buffer owns a reference of its own
+//   even and not zero  a Joint*: the Buffer is one of its owners
+
+namespace {
+
+// What several Buffers own together.
+struct Joint {
+  Joint(uintptr_t holding, size_t length) : holding(holding), length(length) {}
+
+  std::atomic<uint32_t> owners{1};
+  RankedMutex mu{LockRank::kBuffer};
+  uintptr_t holding ABSL_GUARDED_BY(mu);  // as a Buffer's, but no Joint
+  size_t length ABSL_GUARDED_BY(mu);      // what was shared, if it was
+
+  // One owner less. For the last: what it held, and the Joint is gone.
+  bool Leave(uintptr_t* held) ABSL_NO_THREAD_SAFETY_ANALYSIS {
+    // acq_rel: all that other owners did comes before the end.
+    if (owners.fetch_sub(1, std::memory_order_acq_rel) != 1) return false;
+    *held = holding;
+    delete this;
+    return true;
+  }
+};
+
+bool IsHeld(uintptr_t holding) { return (holding & 1) != 0; }
+Joint* JointOf(uintptr_t holding) {
+  return IsHeld(holding) ? nullptr : reinterpret_cast<Joint*>(holding);
+}
+
+absl::Status Empty() { return absl::FailedPreconditionError("the buffer is empty"); }
+
+}  // namespace
 
 void Buffer::Release() {
   internal::SessionCore* const core = std::exchange(core_, nullptr);
-  Reference* const reference = reference_.exchange(nullptr, std::memory_order_relaxed);
+  void* const data = std::exchange(data_, nullptr);
+  uintptr_t holding = holding_.load(std::memory_order_acquire);
+  holding_.store(0, std::memory_order_relaxed);
   size_ = 0;
-  core->Release(reference, std::exchange(data_, nullptr));
-}
-
-Reference* Buffer::EnsureReference() const {
-  Reference* reference = reference_.load(std::memory_order_acquire);
-  if (reference != nullptr) return reference;
-  Reference* const mine = References::NewPrivate(core_->OffsetOf(data_));
-  // acq_rel: const methods may run at once; one of them makes the reference, all see it whole.
-  if (reference_.compare_exchange_strong(reference, mine, std::memory_order_acq_rel)) return mine;
-  References::Discard(mine);
-  return reference;
+  if (Joint* const joint = JointOf(holding); joint != nullptr && !joint->Leave(&holding)) {
+    core->LeaveTo();
+    return;
+  }
+  core->Release(holding, data);
 }
 
 absl::Status Buffer::Trim(size_t bytes) {
@@ -31,8 +62,12 @@ absl::Status Buffer::Trim(size_t bytes) {
     return absl::InvalidArgumentError(
         absl::StrCat("a buffer of ", size_, " bytes cannot be trimmed to ", bytes));
   }
-  Reference* const reference = reference_.load(std::memory_order_acquire);
-  if (bytes < size_ && reference != nullptr && core_->IsShared(reference)) {
+  uintptr_t holding = holding_.load(std::memory_order_acquire);
+  if (Joint* const joint = JointOf(holding); joint != nullptr) {
+    RankedMutexLock lock(&joint->mu);
+    holding = joint->holding;
+  }
+  if (bytes < size_ && IsHeld(holding)) {
     return absl::FailedPreconditionError("the block is shared: trim it before");
   }
   size_ = bytes;
@@ -40,26 +75,80 @@ absl::Status Buffer::Trim(size_t bytes) {
 }
 
 absl::StatusOr<Handle> Buffer::Share() {
-  if (core_ == nullptr) return absl::FailedPreconditionError("the buffer is empty");
-  return core_->Share(EnsureReference(), size_);
+  if (core_ == nullptr) return Empty();
+  const uintptr_t holding = holding_.load(std::memory_order_acquire);
+  if (Joint* const joint = JointOf(holding); joint != nullptr) {
+    RankedMutexLock lock(&joint->mu);
+    if (joint->holding == 0) {
+      absl::StatusOr<Held> held = core_->Share(data_, size_);
+      if (!held.ok()) return held.status();
+      joint->holding = held->bits();
+      joint->length = size_;
+    }
+    return core_->HandleOf(data_, joint->length);
+  }
+  if (!IsHeld(holding)) {
+    absl::StatusOr<Held> held = core_->Share(data_, size_);
+    if (!held.ok()) return held.status();
+    holding_.store(held->bits(), std::memory_order_release);
+  }
+  return core_->HandleOf(data_, size_);
 }
 
 absl::StatusOr<Handle> Buffer::Send() && {
-  absl::StatusOr<Handle> handle = Share();
-  if (!handle.ok()) return handle;
-  core_->Send(reference_.exchange(nullptr, std::memory_order_relaxed));
+  if (core_ == nullptr) return Empty();
+  absl::StatusOr<Handle> handle;
+  uintptr_t holding = holding_.load(std::memory_order_acquire);
+  if (Joint* const joint = JointOf(holding); joint != nullptr) {
+    // The others keep what they have; what travels is a reference of this buffer's own.
+    handle = Share();
+    if (!handle.ok()) return handle;
+    absl::StatusOr<Held> own = core_->OpenAgain(data_);
+    if (!own.ok()) return own.status();
+    if (absl::Status sent = core_->Send(*own, data_); !sent.ok()) {
+      core_->DropExtra(*own, data_);
+      return sent;
+    }
+    if (joint->Leave(&holding)) {
+      core_->Release(holding, data_);
+    } else {
+      core_->LeaveTo();
+    }
+  } else {
+    handle = core_->HandleOf(data_, size_);  // first: once sent, the block may be gone at any time
+    if (!handle.ok()) return handle;
+    absl::Status sent =
+        IsHeld(holding) ? core_->Send(Held(holding), data_) : core_->SendPrivate(data_, size_);
+    if (!sent.ok()) return sent;
+    core_->LeaveTo();
+  }
   core_ = nullptr;
   data_ = nullptr;
   size_ = 0;
+  holding_.store(0, std::memory_order_relaxed);
   return handle;
 }
 
 Buffer Buffer::Ref() const {
   if (core_ == nullptr) return Buffer();
-  Reference* const reference = EnsureReference();
-  References::AddOwner(reference);
+  uintptr_t holding = holding_.load(std::memory_order_acquire);
+  Joint* joint = JointOf(holding);
+  if (joint == nullptr) {
+    auto* const mine = new Joint(holding, size_);
+    const auto bits = reinterpret_cast<uintptr_t>(mine);
+    // acq_rel: const methods may run at once; one of them makes the Joint, all see it whole.
+    if (holding_.compare_exchange_strong(holding, bits, std::memory_order_acq_rel,
+                                         std::memory_order_acquire)) {
+      joint = mine;
+    } else {
+      delete mine;
+      joint = JointOf(holding);
+    }
+  }
+  // relaxed: this buffer is an owner meanwhile.
+  joint->owners.fetch_add(1, std::memory_order_relaxed);
   core_->Ref();
-  return Buffer(core_, reference, data_, size_);
+  return Buffer(core_, reinterpret_cast<uintptr_t>(joint), data_, size_);
 }
 
 }  // namespace spanpool

@@ -9,7 +9,9 @@
 #include <utility>
 
 #include "allocator/check.h"
+#include "proto/layout/reference_protocol.h"
 #include "proto/layout/session_segment.h"
+#include "proto/layout/slot.h"
 
 namespace spanpool::internal {
 
@@ -48,6 +50,14 @@ class FakePool::Source : public SpanSource {
     absl::MutexLock lock(&pool_->mu_);
     pool_->sources_.erase(this);
     if (asked_) --pool_->unanswered_;
+    if (segment_ != nullptr) munmap(segment_, layout::kSessionSegmentBytes);
+  }
+
+  void MapSegment(const layout::UniqueFd& fd) {
+    void* memory = mmap(nullptr, layout::kSessionSegmentBytes, PROT_READ | PROT_WRITE, MAP_SHARED,
+                        fd.get(), 0);
+    SPANPOOL_CHECK(memory != MAP_FAILED);
+    segment_ = static_cast<layout::SessionSegment*>(memory);
   }
 
   absl::StatusOr<ExchangeResult> Exchange(absl::Span<const GrantSequence> returns,
@@ -108,6 +118,7 @@ class FakePool::Source : public SpanSource {
 
   absl::Status Detach() override {
     pool_->detached_.fetch_add(1);
+    if (segment_ != nullptr) ReleaseTransits();
     return absl::OkStatus();
   }
 
@@ -133,8 +144,24 @@ class FakePool::Source : public SpanSource {
   }
 
  private:
+  // What the daemon does when its grace period has passed.
+  void ReleaseTransits() {
+    const uint64_t end = segment_->slots_used.load();
+    for (uint64_t i = 0; i < end; ++i) {
+      layout::SharedSlot& shared = layout::SlotsOf(segment_)[i];
+      const layout::Slot slot(shared.load());
+      if (slot.state() != layout::SlotState::kTransit) continue;
+      layout::SharedWord& word = pool_->WordOf(slot.granule());
+      if (!slot.noted()) layout::TakeSent(word, slot.send_number());
+      layout::BeginRelease(shared, slot.granule());
+      layout::ReleaseBlock(shared, word, slot.granule());
+      layout::FreeSlot(shared);
+    }
+  }
+
   FakePool* const pool_;
   const layout::UniqueFd notice_;
+  layout::SessionSegment* segment_ = nullptr;
   // Guarded by the pool's lock.
   std::optional<RecallRequest> recall_;
   bool asked_ = false;
@@ -211,7 +238,9 @@ SessionCore* FakePool::AttachAs(bool writable, bool background) {
   PoolFacts facts = NewFacts();
   facts.writable = writable;
   facts.background = background;
-  absl::StatusOr<SessionCore*> core = SessionCore::Create(std::move(facts), NewSource());
+  auto source = std::make_unique<Source>(this);
+  source->MapSegment(facts.session_segment);
+  absl::StatusOr<SessionCore*> core = SessionCore::Create(std::move(facts), std::move(source));
   SPANPOOL_CHECK(core.ok()) << core.status();
   return *core;
 }

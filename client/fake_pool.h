@@ -1,6 +1,7 @@
 // A pool in the test's own process: a real heap over real memfds, and no daemon.
 //
-// Each source stands for one attached process. Two sessions on one pool, in one process, see each
+// Each source stands for one attached process. A handle that was sent lives as long as the session
+// that sent it: the pool has no grace period. Two sessions on one pool, in one process, see each
 // other's blocks as two processes would: through the same memfds, mapped twice.
 //
 // Thread-safe.

@@ -3,225 +3,166 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/container/inlined_vector.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "allocator/check.h"
 #include "proto/layout/block_table.h"
 #include "proto/layout/block_word.h"
+#include "proto/layout/reference_protocol.h"
+#include "proto/layout/step.h"
 
 namespace spanpool::internal {
 namespace {
 
 using layout::BlockWord;
 using layout::HandleBits;
+using layout::OpenResult;
+using layout::ReleaseResult;
 using layout::Slot;
 using layout::SlotState;
+using layout::TakeResult;
 
 // A recount takes microseconds; one that takes this long has died with its daemon.
 constexpr absl::Duration kFrozenPatience = absl::Seconds(1);
 
-// How many sent handles are looked at for each one sent: more than one, so that the list shrinks.
-constexpr size_t kParkedPerSettle = 8;
+// Waits for a word that is frozen, longer each time, but not for ever.
+class FrozenWait {
+ public:
+  // False: that was long enough.
+  bool Again() {
+    const absl::Time now = absl::Now();
+    deadline_ = std::min(deadline_, now + kFrozenPatience);
+    if (now >= deadline_) return false;
+    absl::SleepFor(pause_);
+    pause_ = std::min(2 * pause_, absl::Milliseconds(5));
+    return true;
+  }
+
+ private:
+  absl::Time deadline_ = absl::InfiniteFuture();
+  absl::Duration pause_ = absl::Microseconds(50);
+};
+
+absl::Status BeingRecounted() {
+  return absl::UnavailableError(
+      "the block's references are being recounted after a death; try again");
+}
+
+absl::Status WrittenOver(GranuleId granule, BlockWord word, const char* what) {
+  return absl::FailedPreconditionError(
+      absl::StrCat("block word ", absl::Hex(word.bits()), " of granule ", granule.value(), " ",
+                   what, ": some process of the pool wrote over the block table; drop the buffer"));
+}
 
 }  // namespace
 
 References::References(uint32_t incarnation, layout::SessionSegment* segment,
                        uint32_t slot_capacity, AddressRange* range, SessionCache* cache)
     : incarnation_(incarnation),
-      segment_(segment),
-      slots_(layout::SlotsOf(segment)),
-      slot_capacity_(slot_capacity),
+      slot_words_(layout::SlotsOf(segment)),
+      notes_(layout::NotesOf(segment)),
       range_(range),
-      cache_(cache) {}
+      cache_(cache),
+      slots_(segment, slot_capacity) {}
 
-References::~References() {
-  for (Shard& shard : shards_) {
-    RankedMutexLock lock(&shard.mu);
-    for (auto& [granule, reference] : shard.by_granule) delete reference;
-  }
-}
-
-absl::StatusOr<uint32_t> References::NewSlot() {
-  RankedMutexLock lock(&slots_mu_);
-  if (!free_slots_.empty()) {
-    const uint32_t slot = free_slots_.back();
-    free_slots_.pop_back();
-    return slot;
-  }
-  if (slots_used_ == slot_capacity_) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("this process refers to ", slot_capacity_,
-                     " shared blocks, the most there can be; drop Buffers first"));
-  }
-  const uint32_t slot = slots_used_++;
-  // Before the slot is used: the daemon reads no further than this. seq_cst: ahead of the slot's
-  // first intent in the order that the daemon's scan is part of.
-  segment_->slots_used.store(slots_used_, std::memory_order_seq_cst);
-  return slot;
-}
-
-void References::FreeSlot(uint32_t slot) {
-  // release: the reference that the slot spoke of is gone before the slot is.
-  SlotAt(slot).store(Slot().bits(), std::memory_order_release);
-  RankedMutexLock lock(&slots_mu_);
-  free_slots_.push_back(slot);
+absl::StatusOr<uint32_t> References::NewSlot(SlotStocks::Stock& mine) {
+  const uint32_t slot = slots_.Take(mine);
+  if (slot != SlotStocks::kNoSlot) return slot;
+  return absl::ResourceExhaustedError(
+      "this process holds as many references to shared blocks as there can be; drop Buffers first");
 }
 
 uint32_t References::slots_in_use() {
-  RankedMutexLock lock(&slots_mu_);
-  return slots_used_ - static_cast<uint32_t>(free_slots_.size());
+  uint32_t in_use = 0;
+  const uint32_t end = slots_.slots_used();
+  for (uint32_t slot = 0; slot < end; ++slot) {
+    if (Slot(SlotAt(slot).load(std::memory_order_relaxed)).state() != SlotState::kFree) ++in_use;
+  }
+  return in_use;
 }
 
-absl::StatusOr<HandleBits> References::Share(Reference* reference, uint64_t length) {
-  const GranuleId granule = reference->granule();
-  Shard& shard = ShardOf(granule);
-  RankedMutexLock lock(&shard.mu);
-  if (reference->slot_ == Reference::kNoSlot) {
-    absl::StatusOr<uint32_t> slot = NewSlot();
-    if (!slot.ok()) return slot.status();
-    // Rule 1: HELD first. If this process dies before the CAS, refs 0 proves the slot uncounted.
-    SlotAt(*slot).store(Slot(SlotState::kHeld, granule).bits(), std::memory_order_seq_cst);
-    layout::SharedWord& shared = range_->WordOf(granule);
-    uint64_t bits = shared.load(std::memory_order_seq_cst);
-    if (length > layout::kMaxHandleLength) {
-      // Before the word: whoever opens the block finds it.
-      layout::LengthOf(range_->TableOf(ArenaOf(granule)), PageOf(granule))
-          .store(length, std::memory_order_release);
+void References::StoreLength(PoolOffset offset, uint64_t length) {
+  if (length <= layout::kMaxHandleLength) return;
+  SPANPOOL_STEP("share.length");
+  layout::LengthOf(range_->TableOf(ArenaOf(offset)), PageOf(offset))
+      .store(length, std::memory_order_release);
+}
+
+absl::StatusOr<Held> References::Share(PoolOffset offset, uint64_t length) {
+  const GranuleId granule = GranuleOf(offset);
+  layout::SharedWord& shared = range_->WordOf(granule);
+  SlotStocks::Stock& mine = slots_.Mine();
+  absl::StatusOr<uint32_t> slot = NewSlot(mine);
+  if (!slot.ok()) return slot.status();
+  StoreLength(offset, length);
+  // If this process dies before the word is changed, refs 0 proves the slot uncounted.
+  SPANPOOL_STEP("share.1a");
+  SlotAt(*slot).store(Slot(SlotState::kHeld, granule).bits(), std::memory_order_release);
+  uint64_t bits = shared.load(std::memory_order_acquire);
+  do {
+    if (!BlockWord(bits).is_private()) {
+      layout::FreeSlot(SlotAt(*slot));
+      slots_.Give(mine, *slot);
+      return WrittenOver(granule, BlockWord(bits), "is not private although this process owns it");
     }
-    do {
-      if (!BlockWord(bits).is_private()) {
-        FreeSlot(*slot);
-        return absl::FailedPreconditionError(
-            absl::StrCat("block word ", absl::Hex(bits), " of granule ", granule.value(),
-                         " is not private although this process owns the block: some process of "
-                         "the pool wrote over the block table; drop the buffer"));
-      }
-      // release: what was written to the block comes before; pairs with the acquire in Acquire.
-    } while (!shared.compare_exchange_weak(bits, BlockWord(bits).Shared().bits(),
-                                           std::memory_order_seq_cst));
-    reference->slot_ = *slot;
-    reference->generation_ = BlockWord(bits).generation();
-    reference->length_ = length;
-    shard.by_granule.emplace(granule.value(), reference);
-    counters().shares.fetch_add(1, std::memory_order_relaxed);
-  }
+    SPANPOOL_STEP("share.1b");
+    // release: what was written to the block comes before; pairs with the acquire of openers.
+  } while (!shared.compare_exchange_weak(bits, BlockWord(bits).Shared().bits(),
+                                         std::memory_order_acq_rel, std::memory_order_acquire));
+  mine.CountShare();
+  return Held(*slot, /*owned=*/true);
+}
+
+HandleBits References::HandleOf(PoolOffset offset, uint64_t length) const {
   HandleBits handle;
   handle.incarnation = incarnation_;
-  handle.granule = granule;
-  handle.start = static_cast<uint32_t>(reference->offset_.value() % kGranuleBytes);
-  handle.length =
-      reference->length_ > layout::kMaxHandleLength ? 0 : static_cast<uint32_t>(reference->length_);
-  handle.generation = reference->generation_;
+  handle.granule = GranuleOf(offset);
+  handle.start = static_cast<uint32_t>(offset.value() % kGranuleBytes);
+  handle.length = length > layout::kMaxHandleLength ? 0 : static_cast<uint32_t>(length);
+  // It does not change while the caller holds the block.
+  const uint64_t bits = range_->WordOf(handle.granule).load(std::memory_order_relaxed);
+  handle.generation = BlockWord(bits).generation();
   return handle;
 }
 
-bool References::IsShared(Reference* reference) {
-  RankedMutexLock lock(&ShardOf(reference->granule()).mu);
-  return reference->slot_ != Reference::kNoSlot;
-}
-
-References::Acquired References::Acquire(uint32_t slot, GranuleId granule, uint64_t generation) {
-  std::atomic<uint64_t>& own = SlotAt(slot);
-  layout::SharedWord& shared = range_->WordOf(granule);
-  const uint64_t acquiring = Slot(SlotState::kAcquiring, granule).bits();
-  const auto refuse = [&](Acquired why) {
-    own.store(Slot().bits(), std::memory_order_release);  // f
-    return why;
-  };
-  own.store(acquiring, std::memory_order_seq_cst);         // a
-  uint64_t bits = shared.load(std::memory_order_seq_cst);  // b
-  for (;;) {
-    const BlockWord word(bits);
-    if (word.frozen()) return refuse(Acquired::kFrozen);
-    if (word.generation() != generation || !word.is_shared()) return refuse(Acquired::kRefused);
-    if (word.refs() == layout::kMaxRefs) return refuse(Acquired::kFull);
-    if (own.load(std::memory_order_seq_cst) != acquiring) return refuse(Acquired::kFrozen);  // c
-    // d. acquire: pairs with the release of the sharer; its writes to the block are seen.
-    if (shared.compare_exchange_weak(bits, word.Acquired().bits(), std::memory_order_seq_cst)) {
-      break;
-    }
-  }
-  uint64_t expected = acquiring;  // e
-  if (!own.compare_exchange_strong(expected, Slot(SlotState::kHeld, granule).bits(),
-                                   std::memory_order_seq_cst)) {
-    return refuse(Acquired::kFrozen);  // the recount left this reference out: nothing to undo
-  }
-  return Acquired::kDone;
-}
-
-References::Released References::ReleaseWord(uint32_t slot, GranuleId granule) {
-  std::atomic<uint64_t>& own = SlotAt(slot);
-  layout::SharedWord& shared = range_->WordOf(granule);
-  const uint64_t releasing = Slot(SlotState::kReleasing, granule).bits();
-  uint64_t bits = shared.load(std::memory_order_seq_cst);  // b
-  for (;;) {
-    const BlockWord word(bits);
-    if (word.frozen()) return Released::kFrozen;
-    if (own.load(std::memory_order_seq_cst) != releasing) return Released::kNone;  // c
-    if (word.refs() == 0) return Released::kNone;  // written over: nothing of ours is in it
-    // d. release: this process's reads and writes of the block come before its reuse.
-    if (shared.compare_exchange_weak(bits, word.Released().bits(), std::memory_order_seq_cst)) {
-      return word.refs() == 1 ? Released::kFreed : Released::kLivesOn;
-    }
-  }
-}
-
-References::Dropped References::AfterRelease(Released released, uint32_t slot, PoolOffset offset,
-                                             bool owned) {
-  if (released == Released::kFrozen) {
-    RankedMutexLock lock(&waiting_mu_);
-    pending_.push_back(Pending{slot, offset, owned});
-    any_waiting_.store(true, std::memory_order_relaxed);
-    return Dropped::kNothing;
-  }
+absl::StatusOr<uint32_t> References::OpenSlot(PoolOffset offset, uint64_t generation, bool* taken) {
   const GranuleId granule = GranuleOf(offset);
-  layout::BlockTable& table = range_->TableOf(ArenaOf(granule));
-  if (released == Released::kFreed && !owned) layout::SetHint(table, PageOf(granule));
-  FreeSlot(slot);  // before the block is reused, so that the slot cannot be taken for its next life
-  counters().releases.fetch_add(1, std::memory_order_relaxed);
-  if (!owned) return Dropped::kNothing;
-  if (released == Released::kFreed && layout::CollectBlock(layout::WordOf(table, granule))) {
-    return Dropped::kFreeBlock;
+  layout::SharedWord& shared = range_->WordOf(granule);
+  SlotStocks::Stock& mine = slots_.Mine();
+  absl::StatusOr<uint32_t> slot = NewSlot(mine);
+  if (!slot.ok()) return slot.status();
+  FrozenWait wait;
+  layout::Opening opening;
+  do {
+    opening = layout::OpenBlock(SlotAt(*slot), shared, granule, generation, layout::kMaxClientRefs);
+  } while (opening.result == OpenResult::kFrozen && wait.Again());
+  if (opening.result != OpenResult::kOpened) slots_.Give(mine, *slot);
+  switch (opening.result) {
+    case OpenResult::kRefused:
+      return absl::NotFoundError("the block was freed: nobody held it when this handle was opened");
+    case OpenResult::kFull:
+      return absl::ResourceExhaustedError(absl::StrCat("the block has ", layout::kMaxClientRefs,
+                                                       " references, the most there can "
+                                                       "be; Buffer::Ref needs none"));
+    case OpenResult::kFrozen:
+      return BeingRecounted();
+    case OpenResult::kOpened:
+      break;
   }
-  cache_->LetGo(offset);
-  return Dropped::kNothing;
-}
-
-References::Dropped References::Drop(Reference* reference) {
-  uint32_t owners = reference->owners_.load(std::memory_order_relaxed);
-  while (owners > 1) {
-    // release: pairs with the acquire below; this owner's accesses come before the release.
-    if (reference->owners_.compare_exchange_weak(owners, owners - 1, std::memory_order_release,
-                                                 std::memory_order_relaxed)) {
-      return Dropped::kNothing;
-    }
+  if (taken == nullptr || !opening.counted.sent()) return slot;
+  const uint32_t number = opening.counted.send_number();
+  TakeResult result;
+  do {
+    result = layout::TakeSent(shared, number);
+  } while (result == TakeResult::kFrozen && wait.Again());
+  if (result == TakeResult::kFrozen) {
+    // The reference is held, and good. The sender is told later.
+    Enlist({.slot = *slot, .offset = offset, .owned = false, .taken = true, .number = number});
   }
-  const GranuleId granule = reference->granule();
-  Shard& shard = ShardOf(granule);
-  const PoolOffset offset = reference->offset_;
-  const bool owned = reference->owned_;
-  uint32_t slot;
-  Released released;
-  {
-    RankedMutexLock lock(&shard.mu);
-    // An open of this process may have come in between.
-    if (reference->owners_.fetch_sub(1, std::memory_order_acq_rel) > 1) return Dropped::kNothing;
-    slot = reference->slot_;
-    if (slot == Reference::kNoSlot) {
-      released = Released::kNone;
-    } else {
-      shard.by_granule.erase(granule.value());
-      uint64_t held = Slot(SlotState::kHeld, granule).bits();  // a
-      // Only a recount changes another's slot, and never a HELD one.
-      const bool ours = SlotAt(slot).compare_exchange_strong(
-          held, Slot(SlotState::kReleasing, granule).bits(), std::memory_order_seq_cst);
-      released = ours ? ReleaseWord(slot, granule) : Released::kNone;
-    }
-  }
-  delete reference;
-  if (slot == Reference::kNoSlot) return owned ? Dropped::kFreeBlock : Dropped::kNothing;
-  return AfterRelease(released, slot, offset, owned);
+  *taken = result == TakeResult::kTaken;
+  return slot;
 }
 
 absl::StatusOr<uint64_t> References::CheckedLength(const HandleBits& handle) {
@@ -238,66 +179,7 @@ absl::StatusOr<uint64_t> References::CheckedLength(const HandleBits& handle) {
   return length;
 }
 
-absl::StatusOr<References::Opened> References::OpenOnce(const HandleBits& handle, bool* frozen) {
-  const GranuleId granule = handle.granule;
-  Shard& shard = ShardOf(granule);
-  const auto freed = [] {
-    return absl::NotFoundError("the block was freed: nobody held it when this handle was opened");
-  };
-  Reference* reference;
-  {
-    RankedMutexLock lock(&shard.mu);
-    if (auto it = shard.by_granule.find(granule.value()); it != shard.by_granule.end()) {
-      reference = it->second;
-      if (reference->generation_ != handle.generation || reference->offset_ != handle.offset()) {
-        return freed();
-      }
-      // A handle that was sent and comes back takes the place that was kept for it.
-      if (reference->parked_) {
-        reference->parked_ = false;
-      } else {
-        AddOwner(reference);
-      }
-      counters().opens.fetch_add(1, std::memory_order_relaxed);
-      return Opened{reference, reference->length_};
-    }
-    absl::StatusOr<uint32_t> slot = NewSlot();
-    if (!slot.ok()) return slot.status();
-    const Acquired acquired = Acquire(*slot, granule, handle.generation);
-    if (acquired != Acquired::kDone) FreeSlot(*slot);
-    switch (acquired) {
-      case Acquired::kRefused:
-        return freed();
-      case Acquired::kFull:
-        return absl::ResourceExhaustedError(
-            absl::StrCat("the block has ", layout::kMaxRefs, " references, the most there can be"));
-      case Acquired::kFrozen:
-        *frozen = true;
-        return absl::UnavailableError(
-            "the block's references are being recounted after a death; try again");
-      case Acquired::kDone:
-        break;
-    }
-    reference = new Reference(handle.offset(), /*owned=*/false);
-    reference->slot_ = *slot;
-    reference->generation_ = handle.generation;
-    absl::StatusOr<uint64_t> length = CheckedLength(handle);
-    reference->length_ = length.ok() ? *length : 0;
-    shard.by_granule.emplace(granule.value(), reference);
-  }
-  absl::Status status = reference->length_ != 0
-                            ? range_->EnsureMapped(handle.offset(), reference->length_)
-                            : CheckedLength(handle).status();
-  if (status.ok() && reference->length_ == 0) status = absl::DataLossError("the length changed");
-  if (!status.ok()) {
-    (void)Drop(reference);  // not owned: there is nothing to free
-    return status;
-  }
-  counters().opens.fetch_add(1, std::memory_order_relaxed);
-  return Opened{reference, reference->length_};
-}
-
-absl::StatusOr<References::Opened> References::Open(const HandleBits& handle) {
+absl::Status References::CheckHandle(const HandleBits& handle) const {
   if (handle.incarnation != incarnation_) {
     return absl::FailedPreconditionError(absl::StrCat(
         "the handle is of pool incarnation ", handle.incarnation, ", this session is attached to ",
@@ -308,103 +190,309 @@ absl::StatusOr<References::Opened> References::Open(const HandleBits& handle) {
       !range_->Covers(handle.offset(), std::max<uint64_t>(handle.length, 1))) {
     return absl::InvalidArgumentError("no pool gave out this handle: it names no place in it");
   }
-  absl::Status mapped = range_->EnsureMapped(handle.offset(), 1);
-  if (!mapped.ok()) return mapped;
-  absl::Time deadline = absl::InfiniteFuture();
-  absl::Duration pause = absl::Microseconds(50);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<References::Opened> References::Open(const HandleBits& handle) {
+  if (absl::Status valid = CheckHandle(handle); !valid.ok()) return valid;
+  const PoolOffset offset = handle.offset();
+  if (absl::Status mapped = range_->EnsureMapped(offset, 1); !mapped.ok()) return mapped;
+  bool taken = false;
+  absl::StatusOr<uint32_t> slot = OpenSlot(offset, handle.generation, &taken);
+  if (!slot.ok()) return slot.status();
+  absl::StatusOr<uint64_t> length = CheckedLength(handle);
+  absl::Status status = length.status();
+  if (status.ok()) status = range_->EnsureMapped(offset, *length);
+  if (!status.ok()) {
+    (void)ReleaseSlot(*slot, offset, /*owned=*/false);  // there is nothing to free
+    return status;
+  }
+  slots_.Mine().CountOpen();
+  return Opened{Held(*slot, /*owned=*/false), offset, *length};
+}
+
+absl::StatusOr<Held> References::OpenAgain(PoolOffset offset) {
+  const BlockWord word(range_->WordOf(GranuleOf(offset)).load(std::memory_order_acquire));
+  absl::StatusOr<uint32_t> slot = OpenSlot(offset, word.generation(), /*taken=*/nullptr);
+  if (slot.ok()) return Held(*slot, /*owned=*/false);
+  if (!absl::IsNotFound(slot.status())) return slot.status();
+  return absl::DataLossError("the block table was written over");  // we hold the block
+}
+
+References::Dropped References::Release(Held held, PoolOffset offset) {
+  return ReleaseSlot(held.slot(), offset, held.owned());
+}
+
+References::Dropped References::ReleaseSlot(uint32_t slot, PoolOffset offset, bool owned) {
+  if (any_untaken_.load(std::memory_order_relaxed) && DeferRelease(slot)) return Dropped::kNothing;
+  const GranuleId granule = GranuleOf(offset);
+  layout::BlockTable& table = range_->TableOf(ArenaOf(granule));
+  layout::SharedWord& shared = layout::WordOf(table, granule);
+  layout::BeginRelease(SlotAt(slot), granule);
+  return AfterRelease(layout::ReleaseBlock(SlotAt(slot), shared, granule), slot, offset, owned);
+}
+
+References::Dropped References::AfterRelease(ReleaseResult released, uint32_t slot,
+                                             PoolOffset offset, bool owned) {
+  if (released == ReleaseResult::kFrozen) {
+    Enlist({.slot = slot, .offset = offset, .owned = owned});
+    return Dropped::kNothing;
+  }
+  const GranuleId granule = GranuleOf(offset);
+  layout::BlockTable& table = range_->TableOf(ArenaOf(granule));
+  if (released == ReleaseResult::kFreed && !owned) layout::SetHint(table, PageOf(granule));
+  // Before the block is reused, so that the slot cannot be taken for its next life.
+  layout::FreeSlot(SlotAt(slot));
+  SlotStocks::Stock& mine = slots_.Mine();
+  slots_.Give(mine, slot);
+  mine.CountRelease();
+  if (!owned) return Dropped::kNothing;
+  if (released == ReleaseResult::kFreed && layout::CollectBlock(layout::WordOf(table, granule))) {
+    return Dropped::kFreeBlock;
+  }
+  cache_->LetGo(offset);
+  return Dropped::kNothing;
+}
+
+absl::Status References::Send(Held held, PoolOffset offset) {
+  if (any_untaken_.load(std::memory_order_relaxed)) (void)SettleSome(0);
+  const GranuleId granule = GranuleOf(offset);
+  layout::SharedWord& shared = range_->WordOf(granule);
+  layout::SharedSlot& own = SlotAt(held.slot());
+  FrozenWait wait;
+  const auto refuse = [&](absl::Status status) {
+    SPANPOOL_STEP("send.undo");
+    own.store(Slot(SlotState::kHeld, granule).bits(), std::memory_order_release);
+    return status;
+  };
+  uint64_t bits = shared.load(std::memory_order_acquire);
+  for (int tries = 0;; ++tries) {
+    const BlockWord word(bits);
+    if (word.frozen() || tries == layout::kMaxWordTries) {
+      if (!wait.Again()) return refuse(BeingRecounted());
+      bits = shared.load(std::memory_order_acquire);
+      tries = 0;
+      continue;
+    }
+    if (!word.is_shared()) return refuse(WrittenOver(granule, word, "says that nobody holds it"));
+    if (word.sent()) {
+      return refuse(absl::FailedPreconditionError(
+          "the block was sent before, and nobody has opened it since; send it again when it was, "
+          "or Share() it and keep the Buffer"));
+    }
+    SPANPOOL_STEP("send.10a");
+    own.store(Slot::Transit(granule, word.next_send_number()).bits(), std::memory_order_release);
+    SPANPOOL_STEP("send.10b");
+    if (shared.compare_exchange_weak(bits, word.Sent().bits(), std::memory_order_acq_rel,
+                                     std::memory_order_acquire)) {
+      break;
+    }
+  }
+  slots_.Mine().CountSend();
+  // From here on the block's life is that of its references.
+  if (held.owned()) cache_->LetGo(offset);
+  EnlistTransit({.slot = held.slot(), .offset = offset});
+  return absl::OkStatus();
+}
+
+absl::Status References::SendPrivate(PoolOffset offset, uint64_t length) {
+  const GranuleId granule = GranuleOf(offset);
+  layout::SharedWord& shared = range_->WordOf(granule);
+  SlotStocks::Stock& mine = slots_.Mine();
+  absl::StatusOr<uint32_t> slot = NewSlot(mine);
+  if (!slot.ok()) return slot.status();
+  StoreLength(offset, length);
+  uint64_t bits = shared.load(std::memory_order_acquire);
   for (;;) {
-    bool frozen = false;
-    absl::StatusOr<Opened> opened = OpenOnce(handle, &frozen);
-    if (!frozen) return opened;
-    const absl::Time now = absl::Now();
-    deadline = std::min(deadline, now + kFrozenPatience);
-    if (now >= deadline) return opened;
-    absl::SleepFor(pause);
-    pause = std::min(2 * pause, absl::Milliseconds(5));
-  }
-}
-
-void References::Park(Reference* reference) {
-  const GranuleId granule = reference->granule();
-  Shard& shard = ShardOf(granule);
-  {
-    RankedMutexLock lock(&shard.mu);
-    if (!reference->parked_) {
-      reference->parked_ = true;
-      reference->parked_refs_ =
-          BlockWord(range_->WordOf(granule).load(std::memory_order_acquire)).refs();
-      RankedMutexLock waiting(&waiting_mu_);
-      parked_.push_back(granule);
-      any_waiting_.store(true, std::memory_order_relaxed);
-      return;
+    const BlockWord word(bits);
+    if (!word.is_private()) {
+      layout::FreeSlot(SlotAt(*slot));
+      slots_.Give(mine, *slot);
+      return WrittenOver(granule, word, "is not private although this process owns it");
+    }
+    SPANPOOL_STEP("send.10a");
+    SlotAt(*slot).store(Slot::Transit(granule, word.next_send_number()).bits(),
+                        std::memory_order_release);
+    SPANPOOL_STEP("send.10b");
+    if (shared.compare_exchange_weak(bits, word.Shared().Sent().bits(), std::memory_order_acq_rel,
+                                     std::memory_order_acquire)) {
+      break;
     }
   }
-  // Parked already: one place is kept for all handles of a block that are on their way.
-  const Dropped dropped = Drop(reference);
-  SPANPOOL_CHECK(dropped == Dropped::kNothing);  // the parked owner remains
+  mine.CountSend();
+  cache_->LetGo(offset);
+  EnlistTransit({.slot = *slot, .offset = offset});
+  return absl::OkStatus();
 }
 
-bool References::TryUnpark(GranuleId granule, bool always, std::vector<PoolOffset>* to_free) {
-  Reference* reference;
-  {
-    RankedMutexLock lock(&ShardOf(granule).mu);
-    auto& by_granule = ShardOf(granule).by_granule;
-    const auto it = by_granule.find(granule.value());
-    if (it == by_granule.end() || !it->second->parked_) return true;
-    reference = it->second;
-    const BlockWord word(range_->WordOf(granule).load(std::memory_order_acquire));
-    if (!always && word.refs() <= reference->parked_refs_) return false;
-    reference->parked_ = false;
+absl::StatusOr<References::Opened> References::TakeBack(const HandleBits& handle) {
+  const absl::Status not_there = absl::NotFoundError(
+      "the handle is not under way from this process: it was opened, or never sent");
+  if (absl::Status valid = CheckHandle(handle); !valid.ok()) return valid;
+  const PoolOffset offset = handle.offset();
+  const GranuleId granule = handle.granule;
+  if (!range_->IsMapped(ArenaOf(offset))) return not_there;
+  const BlockWord word(range_->WordOf(granule).load(std::memory_order_acquire));
+  if (word.generation() != handle.generation || !word.sent()) return not_there;
+  const uint64_t under_way = Slot::Transit(granule, word.send_number()).bits();
+  const uint32_t end = slots_.slots_used();
+  uint32_t mine = 0;
+  while (mine < end && SlotAt(mine).load(std::memory_order_relaxed) != under_way) ++mine;
+  if (mine == end) return not_there;
+  // What the receiver would do. The slot that was in transit is released as if it had.
+  bool taken = false;
+  absl::StatusOr<uint32_t> slot = OpenSlot(offset, handle.generation, &taken);
+  if (absl::IsNotFound(slot.status())) return not_there;
+  if (!slot.ok()) return slot.status();
+  absl::StatusOr<uint64_t> length = CheckedLength(handle);
+  if (taken && length.ok()) return Opened{Held(*slot, /*owned=*/false), offset, *length};
+  (void)ReleaseSlot(*slot, offset, /*owned=*/false);
+  return taken ? length.status() : not_there;
+}
+
+void References::Retarget(const Transit& transit, const TransitNote& note) {
+  SPANPOOL_DCHECK(range_->IsMapped(ArenaOf(note.entry)) && note.entry.value() % 8 == 0);
+  layout::SlotNote& written = notes_[transit.slot];
+  SPANPOOL_STEP("transit.12a.entry");
+  written.entry.store(note.entry.value(), std::memory_order_relaxed);
+  SPANPOOL_STEP("transit.12a.value");
+  written.value.store(note.value, std::memory_order_relaxed);
+  SPANPOOL_STEP("transit.12a");
+  // release: the note comes first.
+  SlotAt(transit.slot)
+      .store(Slot::NotedTransit(GranuleOf(transit.offset)).bits(), std::memory_order_release);
+}
+
+void References::EndTransit(const Transit& transit) {
+  slots_.Mine().CountSend();
+  if (transit.owned) cache_->LetGo(transit.offset);
+  EnlistTransit(transit);
+}
+
+Held References::CancelTransit(const Transit& transit) {
+  SPANPOOL_STEP("transit.cancel");
+  SlotAt(transit.slot)
+      .store(Slot(SlotState::kHeld, GranuleOf(transit.offset)).bits(), std::memory_order_release);
+  return Held(transit.slot, transit.owned);
+}
+
+bool References::IsUnderWay(const Transit& transit) {
+  const Slot slot(SlotAt(transit.slot).load(std::memory_order_relaxed));
+  if (!slot.noted()) {
+    const uint64_t bits = range_->WordOf(GranuleOf(transit.offset)).load(std::memory_order_acquire);
+    return BlockWord(bits).IsUnderWay(slot.send_number());
   }
-  const PoolOffset offset = reference->offset_;
-  if (Drop(reference) == Dropped::kFreeBlock) to_free->push_back(offset);
-  return true;
+  if (transit.channel.has_value()) {
+    // A channel that nobody has open: its entries are left as they were, for whoever gets the
+    // block.
+    const BlockWord word(range_->WordOf(transit.channel->granule).load(std::memory_order_acquire));
+    if (word.generation() != transit.channel->generation || !word.is_shared()) return false;
+  }
+  const layout::SlotNote& note = notes_[transit.slot];
+  auto* const entry = reinterpret_cast<uint64_t*>(
+      range_->PointerTo(PoolOffset(note.entry.load(std::memory_order_relaxed))));
+  // acquire: pairs with whoever emptied the entry, after it opened the block.
+  return std::atomic_ref<uint64_t>(*entry).load(std::memory_order_acquire) ==
+         note.value.load(std::memory_order_relaxed);
 }
 
-std::vector<PoolOffset> References::Settle() {
-  if (!any_waiting_.load(std::memory_order_relaxed)) return {};
-  return SettleSome(kParkedPerSettle, /*always=*/false);
+void References::NoteWaitingLocked() {
+  any_waiting_.store(!pending_.empty() || !transits_.empty(), std::memory_order_seq_cst);
+  any_untaken_.store(std::any_of(pending_.begin(), pending_.end(),
+                                 [](const Pending& pending) { return pending.taken; }),
+                     std::memory_order_relaxed);
 }
 
-std::vector<PoolOffset> References::SettleSome(size_t most_parked, bool always) {
+void References::Enlist(const Pending& pending) {
+  RankedMutexLock lock(&mu_);
+  pending_.push_back(pending);
+  NoteWaitingLocked();
+}
+
+void References::EnlistTransit(const Transit& transit) {
+  RankedMutexLock lock(&mu_);
+  transits_.push_back(transit);
+  if (!any_waiting()) NoteWaitingLocked();
+}
+
+bool References::DeferRelease(uint32_t slot) {
+  RankedMutexLock lock(&mu_);
+  for (Pending& pending : pending_) {
+    if (pending.slot != slot || !pending.taken) continue;
+    pending.then_release = true;
+    return true;
+  }
+  return false;
+}
+
+bool References::FinishLocked(Pending* pending, ReleaseResult* released) {
+  const GranuleId granule = GranuleOf(pending->offset);
+  layout::SharedWord& shared = range_->WordOf(granule);
+  layout::SharedSlot& own = SlotAt(pending->slot);
+  if (pending->taken) {
+    if (layout::TakeSent(shared, pending->number) == TakeResult::kFrozen) return false;
+    if (!pending->then_release) return true;
+    pending->taken = false;
+    layout::BeginRelease(own, granule);
+  }
+  *released = layout::ReleaseBlock(own, shared, granule);
+  return *released != ReleaseResult::kFrozen;
+}
+
+std::vector<PoolOffset> References::SettleSome(size_t most_transits) {
+  struct Finished {
+    Pending pending;
+    ReleaseResult released;
+  };
+  absl::InlinedVector<Finished, 2> finished;
+  absl::InlinedVector<Transit, 2> transits;
+  {
+    RankedMutexLock lock(&mu_);
+    for (size_t i = 0; i < pending_.size();) {
+      Finished each{pending_[i], ReleaseResult::kFrozen};
+      if (FinishLocked(&each.pending, &each.released)) {
+        if (each.released != ReleaseResult::kFrozen) finished.push_back(each);
+        pending_.erase(pending_.begin() + static_cast<ptrdiff_t>(i));
+      } else {
+        pending_[i++] = each.pending;
+      }
+    }
+    const size_t count = std::min(most_transits, transits_.size());
+    transits.assign(transits_.begin(), transits_.begin() + static_cast<ptrdiff_t>(count));
+    transits_.erase(transits_.begin(), transits_.begin() + static_cast<ptrdiff_t>(count));
+    if (pending_.empty() || transits_.empty()) NoteWaitingLocked();
+  }
   std::vector<PoolOffset> to_free;
-  std::vector<Pending> pending;
-  std::vector<GranuleId> parked;
-  {
-    RankedMutexLock lock(&waiting_mu_);
-    pending.swap(pending_);
-    while (!parked_.empty() && parked.size() < most_parked) {
-      parked.push_back(parked_.front());
-      parked_.pop_front();
-    }
-  }
-  for (const Pending& release : pending) {
-    const Released released = ReleaseWord(release.slot, GranuleOf(release.offset));
-    if (AfterRelease(released, release.slot, release.offset, release.owned) ==
+  for (const Finished& each : finished) {
+    if (AfterRelease(each.released, each.pending.slot, each.pending.offset, each.pending.owned) ==
         Dropped::kFreeBlock) {
-      to_free.push_back(release.offset);
+      to_free.push_back(each.pending.offset);
     }
   }
-  std::vector<GranuleId> still_parked;
-  for (const GranuleId granule : parked) {
-    if (!TryUnpark(granule, always, &to_free)) still_parked.push_back(granule);
+  // To the end, so that the next call looks at others.
+  const auto gone = std::partition(transits.begin(), transits.end(),
+                                   [this](const Transit& each) { return IsUnderWay(each); });
+  if (gone != transits.begin()) {
+    RankedMutexLock lock(&mu_);
+    transits_.insert(transits_.end(), transits.begin(), gone);
+    NoteWaitingLocked();
   }
-  RankedMutexLock lock(&waiting_mu_);
-  parked_.insert(parked_.end(), still_parked.begin(), still_parked.end());
-  any_waiting_.store(!pending_.empty() || !parked_.empty(), std::memory_order_relaxed);
+  for (auto each = gone; each != transits.end(); ++each) {
+    (void)ReleaseSlot(each->slot, each->offset, /*owned=*/false);
+  }
   return to_free;
 }
 
 absl::Status References::Close() {
-  const absl::Time deadline = absl::Now() + kFrozenPatience;
+  FrozenWait wait;
   for (;;) {
     // Blocks that come free are in spans which are all returned next.
-    (void)SettleSome(SIZE_MAX, /*always=*/true);
-    if (!any_waiting_.load(std::memory_order_relaxed)) return absl::OkStatus();
-    if (absl::Now() >= deadline) {
-      return absl::UnavailableError("a block is still being recounted after a death");
+    (void)SettleSome(SIZE_MAX);
+    {
+      RankedMutexLock lock(&mu_);
+      if (pending_.empty()) return absl::OkStatus();
     }
-    absl::SleepFor(absl::Milliseconds(1));
+    if (!wait.Again()) return BeingRecounted();
   }
 }
 

@@ -1,26 +1,26 @@
 // The references this process holds to shared blocks, and the protocol that keeps them exact.
 //
-// A process refers to a block at most once: by one count in the block's word and one slot in the
-// session segment, however many Buffers it has. The slot says what the process is about to do
-// before it does it, so that after a kill at any instruction the daemon can tell from the slots
-// alone which references to take back. Every change of a word is a compare-and-swap of all of it.
+// A reference is one count in the block's word and one slot in the session segment. The slot says
+// what the process is about to do before it does it, so that after a kill at any instruction the
+// daemon can tell from the slots alone which references to take back. tests/model/README.md has the
+// rules (their numbers stand in comments here), and checks them over all interleavings.
 //
-//   share    slot := HELD, then word private → 1 reference
-//   open     slot := ACQUIRING, word + 1, slot ACQUIRING → HELD
-//   release  slot HELD → RELEASING, word - 1 (FREED at zero), slot := FREE
+//   share    slot := HELD, then word private → 1 reference                               rule 1
+//   open     slot := ACQUIRING, word + 1, slot ACQUIRING → HELD                          rule 2
+//   release  slot := RELEASING, word - 1 (FREED at zero), slot := FREE                   rule 3
+//   send     slot := TRANSIT under a number, then the word says SENT under that number   rule 10
 //
-// While a word is FROZEN (the daemon recounts it) an open waits a little and a release is put on a
-// private list and finished later. Before it changes a word each looks at its own slot once more:
-// a recount may have turned it to VOID, "you were left out".
+// Every Buffer that shares, opens or sends has a reference of its own, also when the process holds
+// the block already: so none of this needs a table of the process's blocks, nor a lock. Buffers
+// made by Buffer::Ref own one together (Joint).
 //
-// Memory order: the store of an intent into the slot comes before the load of the word in the
-// single total order (seq_cst), as the daemon's freeze comes before its scan of the slots; so at
-// least one of the two sees the other.
+// What waits for somebody else is put on lists and finished later, by whoever comes by (Settle): a
+// release that met a word which the daemon is recounting; a reference that was sent, until its
+// handle was opened.
 //
 // Everything read from shared memory was possibly written by somebody else and is checked.
 //
-// Thread-safe. Locks: one per shard of the table (kSession), held during the few instructions of
-// the protocol and never while waiting; a leaf for the slots.
+// Thread-safe. A leaf lock for the lists; no lock is held while waiting.
 
 #ifndef SPANPOOL_CLIENT_REFERENCES_H_
 #define SPANPOOL_CLIENT_REFERENCES_H_
@@ -28,46 +28,60 @@
 #include <atomic>
 #include <cstdint>
 #include <deque>
+#include <optional>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "allocator/lock_rank.h"
 #include "allocator/units.h"
 #include "client/address_range.h"
 #include "client/session_cache.h"
+#include "client/slot_stocks.h"
 #include "proto/layout/handle_bits.h"
+#include "proto/layout/reference_protocol.h"
 #include "proto/layout/session_segment.h"
 #include "proto/layout/slot.h"
 
 namespace spanpool::internal {
 
-// This process's reference to one block, owned by one or more Buffers together. Either private (the
-// block was never shared) or shared (it has a slot).
-class Reference {
+// A reference that a Buffer owns: its slot is HELD. One word, so that a Buffer can keep it.
+class Held {
  public:
-  PoolOffset offset() const { return offset_; }
+  // `owned`: the block is out of a span that this session has on loan, and in the user's hands, so
+  // that it is this process's to free.
+  Held(uint32_t slot, bool owned) : bits_(uintptr_t{slot} << 2 | uintptr_t{owned} << 1 | 1) {}
+  // Requires that `bits` are those of a Held.
+  explicit Held(uintptr_t bits) : bits_(bits) {}
+
+  uintptr_t bits() const { return bits_; }  // always odd
+  uint32_t slot() const { return static_cast<uint32_t>(bits_ >> 2); }
+  bool owned() const { return (bits_ & 2) != 0; }
 
  private:
-  friend class References;
-  static constexpr uint32_t kNoSlot = UINT32_MAX;
+  uintptr_t bits_;
+};
 
-  explicit Reference(PoolOffset offset, bool owned) : offset_(offset), owned_(owned) {}
-  GranuleId granule() const { return GranuleOf(offset_); }
+// Says where a reference in transit is under way, if not by a Send: as long as the 8 bytes at
+// `entry`, a multiple of 8 within a block that this process has mapped, are `value`.
+struct TransitNote {
+  PoolOffset entry;
+  uint64_t value = 0;
+};
 
-  const PoolOffset offset_;
-  // The block is out of a span that this session has on loan, so it is this process's to reuse.
-  const bool owned_;
-  std::atomic<uint32_t> owners_{1};
-
-  // Guarded by the lock of the granule's shard.
-  uint32_t slot_ = kNoSlot;
-  uint64_t generation_ = 0;
-  uint64_t length_ = 0;
-  bool parked_ = false;       // one of owners_ is a handle that was sent
-  uint32_t parked_refs_ = 0;  // the word's count when it was
+// A reference that is on its way: its slot is TRANSIT.
+struct Transit {
+  uint32_t slot = 0;
+  PoolOffset offset;
+  bool owned = false;
+  // The block that its entry is in, if that is a shared one: once it is freed, nothing in it is
+  // under way.
+  struct Channel {
+    GranuleId granule;
+    uint64_t generation = 0;
+  };
+  std::optional<Channel> channel = std::nullopt;
 };
 
 class References {
@@ -75,125 +89,142 @@ class References {
   // All outlive this. `segment` is mapped for writing, `slot_capacity` is what the daemon said.
   References(uint32_t incarnation, layout::SessionSegment* segment, uint32_t slot_capacity,
              AddressRange* range, SessionCache* cache);
-  ~References();
   References(const References&) = delete;
   References& operator=(const References&) = delete;
 
-  // A reference, with one owner, to a private block that the caller holds.
-  static Reference* NewPrivate(PoolOffset offset) { return new Reference(offset, /*owned=*/true); }
-  // Undoes NewPrivate, for a reference nobody else has seen.
-  static void Discard(Reference* reference) { delete reference; }
-
-  // One owner more. Requires that the caller is one.
-  static void AddOwner(Reference* reference) {
-    // relaxed: the caller's own reference keeps the object.
-    reference->owners_.fetch_add(1, std::memory_order_relaxed);
-  }
-
-  enum class Dropped {
-    kNothing,    // others have it, or it lives on elsewhere
-    kFreeBlock,  // the block is private again and the caller's: free it
-  };
-  // One owner less; with the last the reference is released and the object is gone.
-  Dropped Drop(Reference* reference);
-
-  // Shares the block, whose first `length` bytes are of interest, unless it was shared before.
+  // Shares a private block, which the caller holds and whose first `length` bytes are of interest.
   //   FAILED_PRECONDITION  the block word is not private: some process wrote over it
   //   RESOURCE_EXHAUSTED   no slot is free
-  absl::StatusOr<layout::HandleBits> Share(Reference* reference, uint64_t length);
+  absl::StatusOr<Held> Share(PoolOffset offset, uint64_t length);
+
+  // The handle of a shared block; `length` is what was shared or opened.
+  layout::HandleBits HandleOf(PoolOffset offset, uint64_t length) const;
 
   struct Opened {
-    Reference* reference;
+    Held held;
+    PoolOffset offset;
     uint64_t length;
   };
   //   INVALID_ARGUMENT     the handle was never given out by a pool
   //   FAILED_PRECONDITION  it is of another pool, or of this one before it was lost
   //   NOT_FOUND            the block was freed
-  //   RESOURCE_EXHAUSTED   no slot is free, or the block has 16,383 references
+  //   RESOURCE_EXHAUSTED   no slot is free, or the block has 15,383 references
   //   UNAVAILABLE          the block is being recounted after a death; try again
   //   DATA_LOSS            the block table was written over
   absl::StatusOr<Opened> Open(const layout::HandleBits& handle);
 
-  bool IsShared(Reference* reference);
+  // One more reference to a block that the caller holds one to. What is under way stays so.
+  // RESOURCE_EXHAUSTED, UNAVAILABLE, DATA_LOSS: as Open.
+  absl::StatusOr<Held> OpenAgain(PoolOffset offset);
 
-  // Keeps one owner's share of `reference` (the caller's, who gives it up) for a handle that is on
-  // its way: until the block has more references than now, or this process opened it, or Close().
-  void Park(Reference* reference);
+  enum class Dropped {
+    kNothing,    // others have it, or it lives on elsewhere
+    kFreeBlock,  // the block is private again and the caller's: free it
+  };
+  Dropped Release(Held held, PoolOffset offset);
 
-  // Finishes releases that met a frozen word, and drops parked references whose handle arrived.
-  // Returns blocks that are the caller's to free.
-  std::vector<PoolOffset> Settle();
+  // Sends the reference away with the handle; whoever opens that next takes its place. On an error
+  // the caller keeps it.
+  //   FAILED_PRECONDITION  an earlier Send of the block was not opened yet, or (second form) the
+  //                        word is not private
+  //   RESOURCE_EXHAUSTED   no slot is free
+  //   UNAVAILABLE          the block is being recounted after a death; try again
+  absl::Status Send(Held held, PoolOffset offset);
+  // The same for a private block, without sharing it first.
+  absl::Status SendPrivate(PoolOffset offset, uint64_t length);
 
-  // Drops what is parked and finishes what is pending. Called last.
+  // Opens what this process sent with the handle, if nobody has yet (rule 10d).
+  //   NOT_FOUND  it was opened, or never sent
+  //   and as Open
+  absl::StatusOr<Opened> TakeBack(const layout::HandleBits& handle);
+
+  // For channels (rule 12): the reference travels as an entry of a queue. In this order:
+  //   1. TransitOf: the caller gives up `held`.
+  //   2. Retarget, with a note of the entry and what it is about to be.
+  //   3. The entry is filled by a compare-and-swap. If that fails: 2 again, or CancelTransit.
+  //   4. EndTransit. The reference is released some time after the entry is no longer what the note
+  //      says: by a receiver, who opens the block before it empties the entry; or by whoever
+  //      empties it in the receiver's place.
+  // Should this process die, the daemon does the rest: after 3 it keeps the reference for as long
+  // as the entry stands, or for its grace period.
+  Transit TransitOf(Held held, PoolOffset offset) const {
+    return {.slot = held.slot(), .offset = offset, .owned = held.owned()};
+  }
+  void Retarget(const Transit& transit, const TransitNote& note);
+  void EndTransit(const Transit& transit);
+  // Requires that the entry was not filled with it, or that the caller emptied it.
+  Held CancelTransit(const Transit& transit);
+
+  // Finishes releases that met a frozen word, and releases what was sent and has arrived. Returns
+  // blocks that are the caller's to free.
+  std::vector<PoolOffset> Settle() { return any_waiting() ? SettleSome(SIZE_MAX) : Nothing(); }
+  // The same, for who is in a hurry: looks at a few.
+  std::vector<PoolOffset> SettleFew() { return any_waiting() ? SettleSome(2) : Nothing(); }
+  // Whether Settle may have something to do.
+  bool any_waiting() const { return any_waiting_.load(std::memory_order_relaxed); }
+
+  // Finishes what is pending. What was sent and has not arrived stays in transit: the daemon takes
+  // it over. Called last.
   //   UNAVAILABLE  a word is still frozen, and its slot stands
   absl::Status Close();
 
-  // Counted in the session segment, where the daemon shows them to its operator.
-  uint64_t opens() const { return counters().opens.load(std::memory_order_relaxed); }
-  uint64_t shares() const { return counters().shares.load(std::memory_order_relaxed); }
-  uint64_t releases() const { return counters().releases.load(std::memory_order_relaxed); }
-  uint32_t slots_in_use() ABSL_LOCKS_EXCLUDED(slots_mu_);
+  // What all threads did.
+  SlotStocks::Counts counts() { return slots_.counts(); }
+  // Slots that are not FREE.
+  uint32_t slots_in_use();
 
  private:
-  static constexpr size_t kShards = 64;
-  struct alignas(64) Shard {
-    RankedMutex mu{LockRank::kSession};
-    absl::flat_hash_map<uint64_t, Reference*> by_granule ABSL_GUARDED_BY(mu);
-  };
-  // A release that met a frozen word. The slot is RELEASING.
+  // A release that met a frozen word: the slot is RELEASING. Or, with `taken` set, an open that met
+  // one when it was all but done: the slot is HELD, and SENT is to be taken off under `number`.
   struct Pending {
     uint32_t slot;
     PoolOffset offset;
     bool owned;
-  };
-  enum class Released {
-    kLivesOn,  // others refer to it
-    kFreed,    // the last reference is gone
-    kFrozen,   // try again later
-    kNone,     // a recount left us out, or the word was written over: nothing was dropped
+    bool taken = false;
+    uint32_t number = 0;
+    bool then_release = false;
   };
 
-  Shard& ShardOf(GranuleId granule) { return shards_[granule.value() * 0x9e3779b97f4a7c15u >> 58]; }
-  layout::SessionCounters& counters() const { return segment_->counters; }
-  std::atomic<uint64_t>& SlotAt(uint32_t slot) { return slots_[slot]; }
+  static std::vector<PoolOffset> Nothing() { return {}; }
+  layout::SharedSlot& SlotAt(uint32_t slot) { return slot_words_[slot]; }
+  absl::StatusOr<uint32_t> NewSlot(SlotStocks::Stock& mine);
 
-  absl::StatusOr<uint32_t> NewSlot() ABSL_LOCKS_EXCLUDED(slots_mu_);
-  // Stores FREE and makes the slot available.
-  void FreeSlot(uint32_t slot) ABSL_LOCKS_EXCLUDED(slots_mu_);
-
-  enum class Acquired { kDone, kRefused, kFrozen, kFull };
-  // Rule 2, a..f. On anything but kDone the slot is FREE, but still the caller's.
-  Acquired Acquire(uint32_t slot, GranuleId granule, uint64_t generation);
-  // Rule 3, b..d.
-  Released ReleaseWord(uint32_t slot, GranuleId granule);
-  // What follows a release.
-  Dropped AfterRelease(Released released, uint32_t slot, PoolOffset offset, bool owned);
-  absl::StatusOr<Opened> OpenOnce(const layout::HandleBits& handle, bool* frozen);
+  // Stores the length where openers find it, if it does not travel in the handle.
+  void StoreLength(PoolOffset offset, uint64_t length);
+  absl::Status CheckHandle(const layout::HandleBits& handle) const;
   absl::StatusOr<uint64_t> CheckedLength(const layout::HandleBits& handle);
-  // Drops the parked owner of `granule`, if its handle arrived or `always`. True if there is
-  // nothing left to wait for. Appends to `to_free` as Settle does.
-  bool TryUnpark(GranuleId granule, bool always, std::vector<PoolOffset>* to_free);
-  std::vector<PoolOffset> SettleSome(size_t most_parked, bool always);
+  // Rule 2, and with `taken` also 10e: whether it got a reference that was under way. Waits a
+  // little while the word is frozen.
+  absl::StatusOr<uint32_t> OpenSlot(PoolOffset offset, uint64_t generation, bool* taken);
+  Dropped ReleaseSlot(uint32_t slot, PoolOffset offset, bool owned);
+  Dropped AfterRelease(layout::ReleaseResult released, uint32_t slot, PoolOffset offset,
+                       bool owned);
+  void Enlist(const Pending& pending) ABSL_LOCKS_EXCLUDED(mu_);
+  void EnlistTransit(const Transit& transit) ABSL_LOCKS_EXCLUDED(mu_);
+  // The slot's open has a Pending with `taken`: it is finished, or will be before the release.
+  // True: the release is enlisted too.
+  bool DeferRelease(uint32_t slot) ABSL_LOCKS_EXCLUDED(mu_);
+  bool IsUnderWay(const Transit& transit);
+  // True if nothing is left to do but, unless `released` is kFrozen, what follows a release.
+  bool FinishLocked(Pending* pending, layout::ReleaseResult* released)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  std::vector<PoolOffset> SettleSome(size_t most_transits) ABSL_LOCKS_EXCLUDED(mu_);
+  void NoteWaitingLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // Constant after construction.
   const uint32_t incarnation_;
-  layout::SessionSegment* const segment_;
-  std::atomic<uint64_t>* const slots_;
-  const uint32_t slot_capacity_;
+  layout::SharedSlot* const slot_words_;
+  layout::SlotNote* const notes_;
   AddressRange* const range_;
   SessionCache* const cache_;
+  SlotStocks slots_;
 
-  Shard shards_[kShards];
-
-  RankedMutex slots_mu_{LockRank::kLeaf};
-  std::vector<uint32_t> free_slots_ ABSL_GUARDED_BY(slots_mu_);
-  uint32_t slots_used_ ABSL_GUARDED_BY(slots_mu_) = 0;
-
-  RankedMutex waiting_mu_{LockRank::kLeaf};
-  std::vector<Pending> pending_ ABSL_GUARDED_BY(waiting_mu_);
-  // Looked at in turn; an entry whose reference is no longer parked is dropped when its turn comes.
-  std::deque<GranuleId> parked_ ABSL_GUARDED_BY(waiting_mu_);
+  RankedMutex mu_{LockRank::kLeaf};
+  std::vector<Pending> pending_ ABSL_GUARDED_BY(mu_);
+  // What was sent, oldest first.
+  std::deque<Transit> transits_ ABSL_GUARDED_BY(mu_);
   std::atomic<bool> any_waiting_{false};
+  std::atomic<bool> any_untaken_{false};  // a Pending with `taken`
 };
 
 }  // namespace spanpool::internal

@@ -32,6 +32,8 @@ absl::StatusOr<Buffer> Session::Allocate(size_t bytes, const AllocateOptions& op
 
 absl::StatusOr<Buffer> Session::Open(const Handle& handle) { return core_->Open(handle); }
 
+absl::StatusOr<Buffer> Session::TakeBack(const Handle& handle) { return core_->TakeBack(handle); }
+
 void* Session::MallocSlow(size_t bytes) noexcept {
   void* const block = internal::Pop(internal::hot_cache, &internal::ThreadCache::session, this,
                                     internal::MallocStackIndex(bytes) * sizeof(internal::Stack));

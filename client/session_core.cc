@@ -29,6 +29,10 @@ constexpr uint64_t kMinSharedBytes = kGranuleBytes;
 // A session in which nobody allocated for so long is quiet.
 constexpr absl::Duration kQuietInterval = absl::Seconds(1);
 
+// How long what was sent is left alone before it is looked at again.
+constexpr absl::Duration kFirstSettlePause = absl::Milliseconds(1);
+constexpr absl::Duration kLongestSettlePause = absl::Seconds(1);
+
 constexpr absl::Duration kFirstPause = absl::Milliseconds(1);
 constexpr absl::Duration kLongestPause = absl::Milliseconds(50);
 
@@ -124,6 +128,10 @@ void SessionCore::Unref() {
   if (owners_.fetch_sub(1, std::memory_order_acq_rel) == 1) delete this;
 }
 
+absl::Status SessionCore::CheckAttached() const {
+  return abandoned() ? InChild() : absl::OkStatus();
+}
+
 void SessionCore::AbandonInChild() {
   abandoned_.store(true, std::memory_order_relaxed);
   source_->AbandonInChild();
@@ -181,7 +189,7 @@ absl::StatusOr<void*> SessionCore::AllocateBlock(size_t bytes, size_t alignment,
     absl::Duration pause = kFirstPause;
     for (;;) {
       // What this session does not use may be all that is missing.
-      FreeSettled();
+      FreeSettled(/*all=*/true);
       threads_->DrainMine();
       threads_->DrainOthers();
       if (absl::Status status = cache_->Reclaim().status(); !status.ok()) return status;
@@ -213,7 +221,7 @@ absl::StatusOr<Buffer> SessionCore::Allocate(size_t bytes, const AllocateOptions
   if (!block.ok()) return block.status();
   if (options.zeroed) std::memset(*block, 0, bytes);
   Ref();
-  return Buffer(this, nullptr, *block, bytes);
+  return Buffer(this, /*holding=*/0, *block, bytes);
 }
 
 void* SessionCore::Malloc(size_t bytes, size_t alignment) {
@@ -288,8 +296,11 @@ void SessionCore::FreeBlock(void* data) {
   FreeNoted(data, call_site);
 }
 
-void SessionCore::FreeSettled() {
-  for (const PoolOffset offset : references_->Settle()) FreeBlock(range_->PointerTo(offset));
+void SessionCore::FreeSettled(bool all) {
+  if (!references_->any_waiting()) return;
+  for (const PoolOffset offset : all ? references_->Settle() : references_->SettleFew()) {
+    FreeBlock(range_->PointerTo(offset));
+  }
 }
 
 void SessionCore::GiveSettled() {
@@ -310,15 +321,38 @@ void SessionCore::GiveBack(uint64_t bytes) {
   cache_->Reclaim(bytes - idle).status().IgnoreError();
 }
 
-absl::Time SessionCore::KeepHouse(absl::Time now) {
+absl::Time SessionCore::Settle(absl::Time now) {
+  if (settle_at_ > now && settle_at_ != absl::InfiniteFuture()) return settle_at_;
   GiveSettled();
+  if (!references_->any_waiting()) {
+    // seq_cst: pairs with NoteSent. Whoever sends from here on wakes the housekeeper.
+    settling_.store(false, std::memory_order_seq_cst);
+    settle_pause_ = kFirstSettlePause;
+    if (!references_->any_waiting() || settling_.exchange(true, std::memory_order_seq_cst)) {
+      settle_at_ = absl::InfiniteFuture();
+      return settle_at_;
+    }
+  }
+  settle_at_ = now + settle_pause_;
+  settle_pause_ = std::min(2 * settle_pause_, kLongestSettlePause);
+  return settle_at_;
+}
+
+absl::Time SessionCore::KeepHouse(absl::Time now) {
+  const absl::Time settle_at = Settle(now);
   if (const std::optional<RecallRequest> recall = source_->TakeRecall(); recall.has_value()) {
+    GiveSettled();
     GiveBack(recall->bytes);
     source_->AnswerRecall(*recall);
   }
   cache_->KeepHouse();
   const ThreadCaches::Counts counts = threads_->counts();
-  segment_->counters.allocations_by_refill.store(counts.refills, std::memory_order_relaxed);
+  const SlotStocks::Counts references = references_->counts();
+  layout::SessionCounters& shown = segment_->counters;
+  shown.allocations_by_refill.store(counts.refills, std::memory_order_relaxed);
+  shown.opens.store(references.opens, std::memory_order_relaxed);
+  shown.shares.store(references.shares, std::memory_order_relaxed);
+  shown.releases.store(references.releases, std::memory_order_relaxed);
   if (counts.allocations != allocations_seen_) {
     allocations_seen_ = counts.allocations;
     quiet_since_ = now;
@@ -328,10 +362,10 @@ absl::Time SessionCore::KeepHouse(absl::Time now) {
     quiet_since_ = now;
     if (cache_->idle_bytes() == 0) {
       cache_->Rest();
-      return absl::InfiniteFuture();
+      return settle_at;
     }
   }
-  return quiet_since_ + kQuietInterval;
+  return std::min(quiet_since_ + kQuietInterval, settle_at);
 }
 
 size_t SessionCore::UsableSize(const void* block) const {
@@ -344,40 +378,121 @@ size_t SessionCore::UsableSize(const void* block) const {
 
 absl::StatusOr<Buffer> SessionCore::Open(const Handle& handle) {
   if (abandoned()) return InChild();
-  absl::StatusOr<References::Opened> opened =
-      references_->Open(layout::HandleBits::Unpack(handle.bits[0], handle.bits[1]));
+  return BufferOf(references_->Open(layout::HandleBits::Unpack(handle.bits[0], handle.bits[1])));
+}
+
+absl::StatusOr<Buffer> SessionCore::TakeBack(const Handle& handle) {
+  if (abandoned()) return InChild();
+  return BufferOf(
+      references_->TakeBack(layout::HandleBits::Unpack(handle.bits[0], handle.bits[1])));
+}
+
+absl::StatusOr<Buffer> SessionCore::BufferOf(const absl::StatusOr<References::Opened>& opened) {
   if (!opened.ok()) return opened.status();
   Ref();
-  return Buffer(this, opened->reference, range_->PointerTo(opened->reference->offset()),
-                opened->length);
+  return Buffer(this, opened->held.bits(), range_->PointerTo(opened->offset), opened->length);
 }
 
-absl::StatusOr<Handle> SessionCore::Share(Reference* reference, uint64_t length) {
+absl::Status SessionCore::CheckShareable(const void* data) const {
+  const ClientSpan* const span = pages_->SpanOf(PageOf(range_->OffsetOf(data)));
+  if (span->block_bytes >= kMinSharedBytes) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat("a block of ", span->block_bytes, " bytes is private to its process: blocks of ",
+                   kMinSharedBytes, " bytes and more can be shared; allocate with alignment 64"));
+}
+
+absl::StatusOr<Held> SessionCore::Share(void* data, uint64_t length) {
   if (abandoned()) return InChild();
-  const ClientSpan* const span = pages_->SpanOf(PageOf(reference->offset()));
-  // Null: the block is somebody else's, opened here, and so it is shared.
-  if (span != nullptr && span->block_bytes < kMinSharedBytes) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "a block of ", span->block_bytes, " bytes is private to its process: blocks of ",
-        kMinSharedBytes, " bytes and more can be shared; allocate with alignment 64"));
-  }
-  FreeSettled();
-  absl::StatusOr<layout::HandleBits> bits = references_->Share(reference, length);
-  if (!bits.ok()) return bits.status();
-  return Handle{{bits->low(), bits->high()}};
+  if (absl::Status status = CheckShareable(data); !status.ok()) return status;
+  FreeSettled(/*all=*/false);
+  return references_->Share(range_->OffsetOf(data), length);
 }
 
-void SessionCore::Send(Reference* reference) {
-  references_->Park(reference);
-  Unref();
+absl::StatusOr<Handle> SessionCore::HandleOf(void* data, uint64_t length) const {
+  if (abandoned()) return InChild();
+  const layout::HandleBits bits = references_->HandleOf(range_->OffsetOf(data), length);
+  return Handle{{bits.low(), bits.high()}};
 }
 
-void SessionCore::Release(Reference* reference, void* data) {
+absl::StatusOr<Held> SessionCore::OpenAgain(void* data) {
+  if (abandoned()) return InChild();
+  return references_->OpenAgain(range_->OffsetOf(data));
+}
+
+void SessionCore::DropExtra(Held held, void* data) {
+  // Another reference of the process remains: nothing comes free.
+  (void)references_->Release(held, range_->OffsetOf(data));
+}
+
+absl::Status SessionCore::Send(Held held, void* data) {
+  if (abandoned()) return InChild();
+  FreeSettled(/*all=*/false);
+  absl::Status sent = references_->Send(held, range_->OffsetOf(data));
+  if (sent.ok()) NoteSent();
+  return sent;
+}
+
+absl::Status SessionCore::SendPrivate(void* data, uint64_t length) {
+  if (abandoned()) return InChild();
+  if (absl::Status status = CheckShareable(data); !status.ok()) return status;
+  FreeSettled(/*all=*/false);
+  absl::Status sent = references_->SendPrivate(range_->OffsetOf(data), length);
+  if (sent.ok()) NoteSent();
+  return sent;
+}
+
+void SessionCore::NoteSent() {
+  // seq_cst: after the list was added to; the housekeeper clears the mark, then looks at the list.
+  if (settling_.load(std::memory_order_seq_cst)) return;
+  if (!settling_.exchange(true, std::memory_order_seq_cst)) WakeHousekeeper();
+}
+
+void SessionCore::Release(uintptr_t holding, void* data) {
   if (abandoned()) return;
-  if (reference == nullptr || references_->Drop(reference) == References::Dropped::kFreeBlock) {
+  if (holding == 0 || references_->Release(Held(holding), range_->OffsetOf(data)) ==
+                          References::Dropped::kFreeBlock) {
     FreeBlock(data);
   }
   Unref();
+}
+
+absl::StatusOr<SessionCore::Outgoing> SessionCore::BeginTransit(Buffer* buffer) {
+  absl::StatusOr<Handle> handle = buffer->Share();
+  if (!handle.ok()) return handle.status();
+  void* const data = buffer->data_;
+  Outgoing outgoing{.transit = {}, .handle = *handle, .size = buffer->size_};
+  const uintptr_t holding = buffer->holding_.load(std::memory_order_acquire);
+  if ((holding & 1) != 0) {
+    outgoing.transit = references_->TransitOf(Held(holding), range_->OffsetOf(data));
+    // The session's life passes on to `outgoing`.
+    buffer->core_ = nullptr;
+    buffer->data_ = nullptr;
+    buffer->size_ = 0;
+    buffer->holding_.store(0, std::memory_order_relaxed);
+    return outgoing;
+  }
+  absl::StatusOr<Held> own = OpenAgain(data);
+  if (!own.ok()) return own.status();
+  outgoing.transit = references_->TransitOf(*own, range_->OffsetOf(data));
+  Ref();
+  *buffer = Buffer();
+  return outgoing;
+}
+
+void SessionCore::Retarget(const Outgoing& outgoing, const TransitNote& note) {
+  references_->Retarget(outgoing.transit, note);
+}
+
+void SessionCore::EndTransit(const Outgoing& outgoing) {
+  references_->EndTransit(outgoing.transit);
+  FreeSettled(/*all=*/false);
+  NoteSent();
+  Unref();
+}
+
+Buffer SessionCore::CancelTransit(const Outgoing& outgoing) {
+  return Buffer(this, references_->CancelTransit(outgoing.transit).bits(),
+                range_->PointerTo(outgoing.transit.offset), outgoing.size);
 }
 
 SessionStats SessionCore::stats() {
@@ -387,9 +502,10 @@ SessionStats SessionCore::stats() {
   stats.allocations = counts.allocations;
   stats.refills = counts.refills;
   stats.exchanges = cache_->exchanges();
-  stats.opens = references_->opens();
-  stats.shares = references_->shares();
-  stats.releases = references_->releases();
+  const SlotStocks::Counts references = references_->counts();
+  stats.opens = references.opens;
+  stats.shares = references.shares;
+  stats.releases = references.releases;
   stats.misuses = misuse_.count();
   stats.bytes_on_loan = cache_->bytes_on_loan();
   stats.idle_bytes = cache_->idle_bytes();

@@ -58,12 +58,18 @@ class SessionCore final : public SessionLife {
   // A Session that takes over the caller's reference.
   static std::unique_ptr<Session> NewSession(SessionCore* core);
   static SessionCore* CoreOf(const Session& session);
+  // Null for an empty buffer.
+  static SessionCore* CoreOf(const Buffer& buffer) { return buffer.core_; }
 
   void Ref() { owners_.fetch_add(1, std::memory_order_relaxed); }
   bool TryRef() override;
   void Unref() override;
   void AbandonInChild() override;
   bool abandoned() const { return abandoned_.load(std::memory_order_relaxed); }
+  // FAILED_PRECONDITION in a forked child.
+  absl::Status CheckAttached() const;
+  bool writable() const { return writable_; }
+  uint32_t incarnation() const { return incarnation_; }
 
   // The Session object that the hot path answers to; null when it goes.
   void SetSession(const Session* session) { threads_->SetSessionKey(session); }
@@ -81,12 +87,39 @@ class SessionCore final : public SessionLife {
   size_t UsableSize(const void* block) const;
   SessionStats stats();
 
-  // Buffer's business. `data` is where its block starts.
-  absl::StatusOr<Handle> Share(Reference* reference, uint64_t length);
-  void Send(Reference* reference);
-  void Release(Reference* reference, void* data);
+  //   NOT_FOUND    the handle was opened, or never sent by this session
+  //   UNAVAILABLE  the block is being recounted after a death; try again
+  absl::StatusOr<Buffer> TakeBack(const Handle& handle);
+
+  // Buffer's business. `data` is where its block starts; errors are References'.
+  absl::StatusOr<Held> Share(void* data, uint64_t length);
+  absl::StatusOr<Handle> HandleOf(void* data, uint64_t length) const;
+  absl::StatusOr<Held> OpenAgain(void* data);
+  void DropExtra(Held held, void* data);
+  absl::Status Send(Held held, void* data);
+  absl::Status SendPrivate(void* data, uint64_t length);
+  // The end of a Buffer: of one that was the last owner of what it held, a Held's bits or 0; and
+  // of one that was not.
+  void Release(uintptr_t holding, void* data);
+  void LeaveTo() {
+    if (!abandoned()) Unref();
+  }
+
   PoolOffset OffsetOf(const void* data) const { return range_->OffsetOf(data); }
-  bool IsShared(Reference* reference) { return references_->IsShared(reference); }
+
+  // A Buffer on its way through an entry of a channel.
+  struct Outgoing {
+    Transit transit;
+    Handle handle;
+    size_t size = 0;
+  };
+  // For channels, as References' methods of these names. The buffer is shared if it was not, and
+  // empty afterwards; on an error it is unchanged. The note may be written later, with Retarget.
+  //   FAILED_PRECONDITION, RESOURCE_EXHAUSTED, UNAVAILABLE  as Buffer::Send
+  absl::StatusOr<Outgoing> BeginTransit(Buffer* buffer);
+  void Retarget(const Outgoing& outgoing, const TransitNote& note);
+  void EndTransit(const Outgoing& outgoing);
+  Buffer CancelTransit(const Outgoing& outgoing);
 
   MisuseReporter& misuse() { return misuse_; }
   SessionCache& cache() { return *cache_; }
@@ -119,12 +152,21 @@ class SessionCore final : public SessionLife {
                                       absl::Duration timeout);
   // The block at `data`, of this session and in the user's hands, goes back.
   void FreeBlock(void* data);
-  void FreeSettled();
-  // The same past the calling thread's stacks, for one that allocates nothing.
+  // Gives the session cache what came free meanwhile, past the calling thread's stacks: for a thread
+  // that allocates nothing.
   void GiveSettled();
   // Returns what is idle: spans of the session cache first; if those are less than `bytes`, also
   // what the blocks in threads' stacks keep here.
   void GiveBack(uint64_t bytes);
+  absl::StatusOr<Buffer> BufferOf(const absl::StatusOr<References::Opened>& opened);
+  // The housekeeper's part in that; when to do it again.
+  absl::Time Settle(absl::Time now);
+  // Frees what came free while nobody looked; a few references of those that were sent, or all.
+  void FreeSettled(bool all);
+  // Whether blocks of the span can be shared.
+  absl::Status CheckShareable(const void* data) const;
+  // Has the housekeeper look whether what was sent has arrived.
+  void NoteSent();
   bool WakeHousekeeper() { return housekeeper_ != nullptr && housekeeper_->Wake(); }
 
   // Constant after construction.
@@ -144,7 +186,11 @@ class SessionCore final : public SessionLife {
   std::unique_ptr<ThreadCaches> threads_;
   std::unique_ptr<Housekeeper> housekeeper_;
 
+  // The housekeeper comes by soon, and sees what was sent.
+  std::atomic<bool> settling_{false};
   // The housekeeper's own.
+  absl::Duration settle_pause_;
+  absl::Time settle_at_ = absl::InfiniteFuture();
   absl::Time quiet_since_ = absl::InfinitePast();
   uint64_t allocations_seen_ = 0;
   std::atomic<uint64_t> owners_{1};

@@ -795,11 +795,11 @@ class SharingTest : public SessionCoreTest {
   BlockWord Word(const Handle& handle) {
     return BlockWord(pool_.WordOf(Bits(handle).granule).load());
   }
-  void ExpectEmptyAfterDetaching() {
+  void ExpectEmptyAfterDetaching(uint32_t sessions = 2) {
     a_.Reset();
     b_.Reset();
     EXPECT_TRUE(pool_.Empty());
-    EXPECT_EQ(pool_.detached(), 2u);
+    EXPECT_EQ(pool_.detached(), sessions);
   }
 
   Attached a_{pool_.Attach()};
@@ -852,26 +852,47 @@ TEST_F(SharingTest, ABlockBelow64BytesIsPrivateAndShareSaysSo) {
   EXPECT_TRUE(MustAllocate(a_, 1).Share().ok());
 }
 
-TEST_F(SharingTest, AProcessHoldsOneReferenceHoweverManyBuffersItHas) {
+TEST_F(SharingTest, EachOpenIsAReferenceOfItsOwnAndRefNeedsNone) {
   Buffer buffer = MustAllocate(a_, 1000);
   const Handle handle = *buffer.Share();
   Buffer ref = buffer.Ref();
+  EXPECT_EQ(Word(handle).refs(), 1u);
+  EXPECT_EQ(*ref.Share(), handle);
   Buffer opened_here = MustOpen(a_, handle);
   EXPECT_EQ(opened_here.data(), buffer.data());
+  EXPECT_EQ(*opened_here.Share(), handle);
   Buffer opened_there = MustOpen(b_, handle);
   Buffer opened_twice = MustOpen(b_, handle);
-  EXPECT_EQ(Word(handle).refs(), 2u);
-  EXPECT_EQ(a_->references().slots_in_use(), 1u);
-  EXPECT_EQ(b_->references().slots_in_use(), 1u);
+  EXPECT_EQ(Word(handle).refs(), 4u);
+  EXPECT_EQ(a_->references().slots_in_use(), 2u);
+  EXPECT_EQ(b_->references().slots_in_use(), 2u);
   buffer = Buffer();
+  EXPECT_EQ(Word(handle).refs(), 4u);
   ref = Buffer();
-  EXPECT_EQ(Word(handle).refs(), 2u);
-  opened_here = Buffer();
-  EXPECT_EQ(Word(handle).refs(), 1u);
+  EXPECT_EQ(Word(handle).refs(), 3u);
   opened_there = Buffer();
-  EXPECT_EQ(Word(handle).refs(), 1u);
   opened_twice = Buffer();
+  EXPECT_EQ(Word(handle).refs(), 1u);
+  opened_here = Buffer();
   EXPECT_TRUE(Word(handle).freed());
+  EXPECT_EQ(a_->references().slots_in_use() + b_->references().slots_in_use(), 0u);
+  ExpectEmptyAfterDetaching();
+}
+
+TEST_F(SharingTest, AReferenceThatIsOwnedTogetherMayBeSharedByAnyOfItsOwners) {
+  Buffer first = MustAllocate(a_, 100000);
+  Buffer second = first.Ref();
+  Buffer third = second.Ref();
+  ASSERT_TRUE(second.Trim(90000).ok());
+  const Handle handle = *second.Share();
+  EXPECT_EQ(*first.Share(), handle);
+  EXPECT_EQ(first.Trim(10).code(), absl::StatusCode::kFailedPrecondition);
+  second = Buffer();
+  first = Buffer();
+  EXPECT_EQ(Word(handle).refs(), 1u);
+  EXPECT_EQ(MustOpen(b_, handle).size(), 90000u);
+  third = Buffer();
+  EXPECT_TRUE(Word(handle).is_private());
   ExpectEmptyAfterDetaching();
 }
 
@@ -979,26 +1000,117 @@ TEST_F(SharingTest, TrimSetsTheLengthThatOthersSee) {
 }
 
 TEST_F(SharingTest, AHandleThatWasSentIsGoodUntilItsReceiverOpenedIt) {
-  Buffer buffer = MustAllocate(a_, 1000);
-  std::memset(buffer.data(), 3, 1000);
-  const Handle handle = *std::move(buffer).Send();
-  EXPECT_EQ(Word(handle).refs(), 1u);
-  Buffer received = MustOpen(b_, handle);
-  EXPECT_EQ(received.data()[999], std::byte{3});
-  // The sender's own reference goes when it next looks.
-  Buffer other = MustAllocate(a_, 1000);
-  ASSERT_TRUE(other.Share().ok());
-  EXPECT_EQ(Word(handle).refs(), 1u);
-  received = Buffer();
-  EXPECT_TRUE(Word(handle).freed());
-  other = Buffer();
+  for (const bool shared_first : {false, true}) {
+    Buffer buffer = MustAllocate(a_, 1000);
+    std::memset(buffer.data(), 3, 1000);
+    if (shared_first) {
+      ASSERT_TRUE(buffer.Share().ok());
+    }
+    const Handle handle = *std::move(buffer).Send();
+    EXPECT_TRUE(Word(handle).sent());
+    EXPECT_EQ(Word(handle).refs(), 1u);
+    // While it is under way it stays, whatever else the sender does.
+    for (int i = 0; i < 20; ++i) ASSERT_TRUE(MustAllocate(a_, 1000).Share().ok());
+    EXPECT_EQ(Word(handle).refs(), 1u);
+    Buffer received = MustOpen(b_, handle);
+    EXPECT_EQ(received.data()[999], std::byte{3});
+    EXPECT_FALSE(Word(handle).sent());
+    EXPECT_EQ(Word(handle).refs(), 2u);
+    // The sender's own reference goes when it next looks.
+    ASSERT_TRUE(MustAllocate(a_, 1000).Share().ok());
+    EXPECT_EQ(Word(handle).refs(), 1u);
+    received = Buffer();
+    EXPECT_TRUE(Word(handle).freed());
+    EXPECT_EQ(b_->Open(handle).status().code(), absl::StatusCode::kNotFound);
+  }
   EXPECT_EQ(a_->references().slots_in_use(), 0u);
   ExpectEmptyAfterDetaching();
 }
 
-TEST_F(SharingTest, AHandleSentAndOpenedInTheSameProcessIsTheSameReference) {
+TEST_F(SharingTest, AReceiverThatDropsTheBlockAtOnceIsNoticed) {
+  const Handle handle = *std::move(MustAllocate(a_, 1000)).Send();
+  MustOpen(b_, handle) = Buffer();
+  EXPECT_EQ(Word(handle).refs(), 1u);
+  EXPECT_TRUE(a_->references().Settle().empty());
+  EXPECT_TRUE(Word(handle).freed());
+  ExpectEmptyAfterDetaching();
+}
+
+TEST_F(SharingTest, ABlockIsSentAgainOnlyWhenTheFirstHandleWasOpened) {
+  Buffer buffer = MustAllocate(a_, 1000);
+  Buffer kept = buffer.Ref();
+  const Handle handle = *std::move(buffer).Send();
+  EXPECT_EQ(Word(handle).refs(), 2u);
+  Buffer other = kept.Ref();
+  EXPECT_EQ(std::move(other).Send().status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(other.size(), 1000u) << "unchanged";
+  EXPECT_EQ(Word(handle).refs(), 2u);
+  Buffer received = MustOpen(b_, handle);
+  EXPECT_EQ(Word(handle).refs(), 3u);
+  EXPECT_EQ(*std::move(other).Send(), handle);
+  EXPECT_EQ(Word(handle).send_number(), 2u);
+  Buffer again = MustOpen(b_, handle);
+  a_->references().Settle();
+  EXPECT_EQ(Word(handle).refs(), 3u);
+  // And on by its receiver.
+  EXPECT_EQ(*std::move(received).Send(), handle);
+  Buffer back = MustOpen(a_, handle);
+  b_->references().Settle();
+  EXPECT_EQ(Word(handle).refs(), 3u);
+  kept = Buffer();
+  again = Buffer();
+  EXPECT_EQ(Word(handle).refs(), 1u);
+  back = Buffer();
+  EXPECT_TRUE(Word(handle).freed());
+  ExpectEmptyAfterDetaching();
+}
+
+TEST_F(SharingTest, ABufferWithOwnersIsSentAsAReferenceOfItsOwn) {
+  for (const bool shared_first : {false, true}) {
+    Buffer buffer = MustAllocate(a_, 1000);
+    if (shared_first) {
+      ASSERT_TRUE(buffer.Share().ok());
+    }
+    { Buffer gone = buffer.Ref(); }
+    // It is the only owner left, and still needs one of its own.
+    const Handle handle = *std::move(buffer).Send();
+    EXPECT_EQ(buffer.size(), 0u);
+    EXPECT_EQ(Word(handle).refs(), 1u);
+    Buffer received = MustOpen(b_, handle);
+    a_->references().Settle();
+    EXPECT_EQ(Word(handle).refs(), 1u);
+  }
+  ExpectEmptyAfterDetaching();
+}
+
+TEST_F(SharingTest, WhatNobodyOpenedCanBeTakenBack) {
+  Buffer buffer = MustAllocate(a_, 100000);
+  std::memset(buffer.data(), 7, 100000);
+  const Handle handle = *std::move(buffer).Send();
+  EXPECT_EQ(b_->TakeBack(handle).status().code(), absl::StatusCode::kNotFound) << "b sent nothing";
+  absl::StatusOr<Buffer> back = a_->TakeBack(handle);
+  ASSERT_TRUE(back.ok()) << back.status();
+  EXPECT_EQ(back->size(), 100000u);
+  EXPECT_EQ(back->data()[99999], std::byte{7});
+  EXPECT_FALSE(Word(handle).sent());
+  EXPECT_EQ(a_->TakeBack(handle).status().code(), absl::StatusCode::kNotFound);
+  a_->references().Settle();
+  EXPECT_EQ(Word(handle).refs(), 1u);
+  // Sent again, and opened: too late.
+  ASSERT_EQ(*std::move(*back).Send(), handle);
+  Buffer received = MustOpen(b_, handle);
+  EXPECT_EQ(a_->TakeBack(handle).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(a_->TakeBack(Handle{{1, 2}}).status().code(), absl::StatusCode::kFailedPrecondition);
+  received = Buffer();
+  a_->references().Settle();
+  EXPECT_EQ(a_->TakeBack(handle).status().code(), absl::StatusCode::kNotFound);
+  ExpectEmptyAfterDetaching();
+}
+
+TEST_F(SharingTest, AHandleSentAndOpenedInTheSameProcessIsLetGo) {
   const Handle handle = *std::move(MustAllocate(a_, 1000)).Send();
   Buffer again = MustOpen(a_, handle);
+  a_->references().Settle();
   EXPECT_EQ(Word(handle).refs(), 1u);
   again = Buffer();
   EXPECT_EQ(a_->Open(handle).status().code(), absl::StatusCode::kNotFound);
@@ -1006,8 +1118,78 @@ TEST_F(SharingTest, AHandleSentAndOpenedInTheSameProcessIsTheSameReference) {
   ExpectEmptyAfterDetaching();
 }
 
+TEST_F(SharingTest, WhatIsUnderWayDoesNotKeepASessionFromReturningItsSpans) {
+  const Handle handle = *std::move(MustAllocate(a_, 1000)).Send();
+  a_->DrainMyStacks();
+  ASSERT_TRUE(a_->cache().Reclaim().ok());
+  EXPECT_EQ(a_->cache().bytes_on_loan(), 0u);
+  Buffer received = MustOpen(b_, handle);
+  a_.Reset();
+  received.data()[999] = std::byte{1};
+  received = Buffer();
+  b_.Reset();
+  EXPECT_TRUE(pool_.Empty());
+}
+
 TEST_F(SharingTest, HandlesNobodyOpenedGoWithTheSession) {
   for (int i = 0; i < 100; ++i) ASSERT_TRUE(std::move(MustAllocate(a_, 1000)).Send().ok());
+  ExpectEmptyAfterDetaching();
+}
+
+TEST_F(SharingTest, TheHousekeeperLetsGoOfWhatArrived) {
+  Attached sender(pool_.AttachWithHousekeeper());
+  const Handle handle = *std::move(MustAllocate(sender, 1000)).Send();
+  Buffer received = MustOpen(b_, handle);
+  while (Word(handle).refs() != 1) std::this_thread::yield();
+  received = Buffer();
+  // And again, when it has had nothing to do meanwhile.
+  while (sender->references().any_waiting()) std::this_thread::yield();
+  const Handle second = *std::move(MustAllocate(sender, 1000)).Send();
+  received = MustOpen(b_, second);
+  while (Word(second).refs() != 1) std::this_thread::yield();
+  received = Buffer();
+  sender.Reset();
+  ExpectEmptyAfterDetaching(3);
+}
+
+TEST_F(SharingTest, AnEntryOfAChannelKeepsTheSendersReferenceAsLongAsItStands) {
+  Buffer queue = MustAllocate(a_, 4096);
+  auto* const entry = reinterpret_cast<uint64_t*>(queue.data());
+  *entry = 0;
+  const TransitNote note{a_->OffsetOf(entry), 17};
+
+  Buffer buffer = MustAllocate(a_, 1000);
+  absl::StatusOr<SessionCore::Outgoing> outgoing = a_->BeginTransit(&buffer);
+  ASSERT_TRUE(outgoing.ok()) << outgoing.status();
+  EXPECT_EQ(buffer.size(), 0u);
+  const Handle handle = outgoing->handle;
+  // Somebody else was faster: the buffer is as it was.
+  a_->Retarget(*outgoing, note);
+  buffer = a_->CancelTransit(*outgoing);
+  EXPECT_EQ(buffer.size(), 1000u);
+  EXPECT_EQ(*buffer.Share(), handle);
+
+  Buffer kept = buffer.Ref();  // another owner: a reference of its own travels
+  outgoing = a_->BeginTransit(&buffer);
+  ASSERT_TRUE(outgoing.ok()) << outgoing.status();
+  a_->Retarget(*outgoing, {a_->OffsetOf(entry + 1), 18});
+  a_->Retarget(*outgoing, note);
+  std::atomic_ref(*entry).store(note.value);
+  a_->EndTransit(*outgoing);
+  kept = Buffer();
+  a_->references().Settle();
+  EXPECT_EQ(Word(handle).refs(), 1u);
+  EXPECT_FALSE(Word(handle).sent());
+
+  Buffer received = MustOpen(b_, handle);
+  EXPECT_EQ(Word(handle).refs(), 2u);
+  std::atomic_ref(*entry).store(0);
+  a_->references().Settle();
+  EXPECT_EQ(Word(handle).refs(), 1u);
+  received = Buffer();
+  EXPECT_TRUE(Word(handle).freed());
+  queue = Buffer();
+  EXPECT_EQ(a_->references().slots_in_use(), 0u);
   ExpectEmptyAfterDetaching();
 }
 

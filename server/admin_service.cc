@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
+#include "server/grpc_listener.h"
 #include "server/log.h"
 #include "server/session.h"
 
@@ -87,8 +88,10 @@ std::vector<Pool*> AdminService::PoolsOf(const std::string& name) const {
   return found;
 }
 
-grpc::Status AdminService::GetStatus(grpc::ServerContext*, const v1::GetStatusRequest* request,
+grpc::Status AdminService::GetStatus(grpc::ServerContext* context,
+                                     const v1::GetStatusRequest* request,
                                      v1::GetStatusResponse* response) {
+  if (!GrpcListener::IsAdministrator(context->peer())) return Denied();
   const Call call(this);
   response->set_version(kVersion);
   response->set_pid(getpid());
@@ -99,8 +102,9 @@ grpc::Status AdminService::GetStatus(grpc::ServerContext*, const v1::GetStatusRe
   return grpc::Status::OK;
 }
 
-grpc::Status AdminService::Trim(grpc::ServerContext*, const v1::TrimRequest* request,
+grpc::Status AdminService::Trim(grpc::ServerContext* context, const v1::TrimRequest* request,
                                 v1::TrimResponse* response) {
+  if (!GrpcListener::IsAdministrator(context->peer())) return Denied();
   const Call call(this);
   const std::vector<Pool*> pools = PoolsOf(request->pool());
   if (pools.empty()) return NoPool(request->pool());
@@ -131,16 +135,6 @@ grpc::Status AdminService::Trim(grpc::ServerContext*, const v1::TrimRequest* req
     }
   }
   return grpc::Status::OK;
-}
-
-grpc::Status DeniedAdminService::GetStatus(grpc::ServerContext*, const v1::GetStatusRequest*,
-                                           v1::GetStatusResponse*) {
-  return Denied();
-}
-
-grpc::Status DeniedAdminService::Trim(grpc::ServerContext*, const v1::TrimRequest*,
-                                      v1::TrimResponse*) {
-  return Denied();
 }
 
 }  // namespace spanpool

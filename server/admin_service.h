@@ -1,7 +1,5 @@
-// gRPC's Admin service: what an operator asks.
-//
-// Two of these are served: one to administrators, which answers, and one to everybody else, which
-// says why it does not (grpc_listener.h decides who is who).
+// gRPC's Admin service: what an operator asks. It answers administrators (grpc_listener.h knows
+// them) and tells everybody else why it does not: PERMISSION_DENIED.
 //
 // Thread-safe, as gRPC asks.
 
@@ -51,14 +49,6 @@ class AdminService final : public v1::Admin::Service {
 
   RankedMutex mu_{LockRank::kLeaf};
   int calls_ ABSL_GUARDED_BY(mu_) = 0;
-};
-
-class DeniedAdminService final : public v1::Admin::Service {
- public:
-  grpc::Status GetStatus(grpc::ServerContext* context, const v1::GetStatusRequest* request,
-                         v1::GetStatusResponse* response) override;
-  grpc::Status Trim(grpc::ServerContext* context, const v1::TrimRequest* request,
-                    v1::TrimResponse* response) override;
 };
 
 }  // namespace spanpool

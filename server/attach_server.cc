@@ -393,6 +393,7 @@ bool AttachServer::HandleDetach(Connection& connection) {
   }
   const auto node = pidfd_watches_.extract(session->id());
   if (!node.empty()) loop_->Unwatch(node.mapped());
+  if (session->state() == SessionState::kDead) reaper_->Reap(session);
   Send(fd, layout::DetachReply());
   Log().debug("pool {}: {} detached", session->pool().name(), session->Describe());
   return false;

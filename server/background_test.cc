@@ -82,7 +82,7 @@ TEST(Reaper, EveryDeadSessionIsTakenBackHoweverMuchItHeld) {
   SessionTable sessions(100);
   Pool pool(Config(0), nullptr, &sessions);
   Housekeeper housekeeper({&pool});
-  Reaper reaper;
+  Reaper reaper({&pool});
   std::vector<std::shared_ptr<Session>> dying;
   for (int i = 0; i < 20; ++i) {
     dying.push_back(Attach(pool));
@@ -109,7 +109,7 @@ TEST(Reaper, EveryDeadSessionIsTakenBackHoweverMuchItHeld) {
 TEST(Reaper, ASessionThatEndedInOrderIsNotReaped) {
   SessionTable sessions(4);
   Pool pool(Config(0), nullptr, &sessions);
-  Reaper reaper;
+  Reaper reaper({&pool});
   const auto session = Attach(pool);
   ASSERT_TRUE(pool.Detach(*session).ok());
   reaper.ProcessDied(session);

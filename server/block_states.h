@@ -2,7 +2,7 @@
 //
 // Every word was written by clients: it is copied once and the copy is judged. A word that makes no
 // sense (frozen, or freed with references) counts as in use, so the worst a lie does is to keep the
-// span it stands in from being used again.
+// span it stands in from being used again. In a span that is in quarantine every block does.
 //
 // Thread-safe for different spans, as BlockStates asks.
 
@@ -15,6 +15,7 @@
 #include "allocator/span.h"
 #include "allocator/units.h"
 #include "server/pool_arenas.h"
+#include "server/quarantine.h"
 
 namespace spanpool {
 
@@ -23,13 +24,15 @@ GranuleId GranuleOfBlock(const Span& span, uint32_t index);
 
 class TableBlockStates : public BlockStates {
  public:
-  // `arenas` outlives this object.
-  explicit TableBlockStates(PoolArenas* arenas) : arenas_(arenas) {}
+  // Both outlive this object.
+  TableBlockStates(PoolArenas* arenas, const Quarantine* quarantine)
+      : arenas_(arenas), quarantine_(quarantine) {}
 
   uint32_t Sweep(const Span& span, absl::Span<uint64_t> in_use) override;
 
  private:
   PoolArenas* const arenas_;
+  const Quarantine* const quarantine_;
 };
 
 }  // namespace spanpool

@@ -130,6 +130,9 @@ PoolConfig ConvertPool(const v1::PoolConfig& in, const Located& at, const Locate
   if (at.Check("session_limit_bytes", in.session_limit_bytes(), 8192, most)) {
     pool.session_limit_bytes = in.session_limit_bytes();
   }
+  if (at.Check("transit_grace_ms", in.transit_grace_ms(), 0, 3'600'000)) {
+    pool.transit_grace = absl::Milliseconds(in.transit_grace_ms());
+  }
   for (int i = 0; i < in.allow_size(); ++i) {
     const v1::Allow& allow = in.allow(i);
     if (allow.has_uid() == allow.has_gid()) {

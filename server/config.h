@@ -29,6 +29,7 @@ struct PoolConfig {
   uint64_t limit_bytes = 0;               // 0 until WithDefaults
   std::optional<uint64_t> reserve_bytes;  // set by WithDefaults
   uint64_t session_limit_bytes = 0;       // 0 until WithDefaults
+  absl::Duration transit_grace = absl::Seconds(10);
   std::vector<AccessRule> allow;
 };
 

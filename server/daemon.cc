@@ -23,9 +23,9 @@
 namespace spanpool {
 namespace {
 
-// Threads that carry out Exchange messages, for each of the two servers: one may be waiting for
-// the kernel to back memory while the other serves whoever needs none.
-constexpr int kExchangeThreads = 2;
+// Threads for Exchange messages: some may be waiting for the kernel to back memory while another
+// serves whoever needs none.
+constexpr int kExchangeThreads = 4;
 // Memory that gRPC may use for what is under way.
 constexpr size_t kGrpcQuotaBytes = 256 << 20;
 // An Exchange stream and a few short calls are all that a client has on a connection.
@@ -101,7 +101,7 @@ absl::Status Daemon::Serve() {
     });
   }
   housekeeper_ = std::make_unique<Housekeeper>(pools);
-  reaper_ = std::make_unique<Reaper>();
+  reaper_ = std::make_unique<Reaper>(pools);
   absl::StatusOr<std::unique_ptr<EventLoop>> loop = EventLoop::Create();
   if (!loop.ok()) return loop.status();
   loop_ = *std::move(loop);
@@ -112,27 +112,14 @@ absl::Status Daemon::Serve() {
                                                   reaper_.get(), &recaller_, loop_.get());
   if (absl::Status status = attach_server_->Start(); !status.ok()) return status;
 
-  grpc::EnableDefaultHealthCheckService(true);
-  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-  grpc::ResourceQuota quota("spanpoold");
-  quota.Resize(kGrpcQuotaBytes);
-  quota.SetMaxThreads(static_cast<int>(config_.max_threads));
-  if (absl::Status status = StartFront(
-          &admins_, std::make_unique<AdminService>(pools, &recaller_, absl::Now()), quota);
-      !status.ok()) {
-    return status;
-  }
-  if (absl::Status status = StartFront(&others_, std::make_unique<DeniedAdminService>(), quota);
-      !status.ok()) {
-    return status;
-  }
+  if (absl::Status status = StartGrpc(pools); !status.ok()) return status;
   auto grpc_socket = run_directory_.Listen(layout::kGrpcSocketName, SOCK_STREAM);
   if (!grpc_socket.ok()) return grpc_socket.status();
   grpc_listener_ = std::make_unique<GrpcListener>(
       *std::move(grpc_socket),
       GrpcListener::Options{.max_connections = size_t{config_.max_sessions} + 64,
                             .role = [this](const PeerIdentity& peer) { return RoleOf(peer); }},
-      admins_.server.get(), others_.server.get(), loop_.get());
+      server_.get(), loop_.get());
   if (absl::Status status = grpc_listener_->Start(); !status.ok()) return status;
   loop_->Start();
   for (const std::unique_ptr<Pool>& pool : pools_) {
@@ -144,14 +131,24 @@ absl::Status Daemon::Serve() {
   return absl::OkStatus();
 }
 
-absl::Status Daemon::StartFront(Front* front, std::unique_ptr<v1::Admin::Service> admin_service,
-                                const grpc::ResourceQuota& quota) {
-  front->admin_service = std::move(admin_service);
-  front->pool_service =
+// One server for everybody, whose only threads that poll connections are those of PoolService: gRPC
+// gives an event to whichever thread polls at the moment, and if that is not the one that waits for
+// it the event travels on to that one. Synchronous services beside a completion queue do not poll;
+// services of the callback API, gRPC's own health service among them, would.
+absl::Status Daemon::StartGrpc(const std::vector<Pool*>& pools) {
+  admin_service_ = std::make_unique<AdminService>(pools, &recaller_, absl::Now());
+  pool_service_ =
       std::make_unique<PoolService>(&sessions_, [this](Session& session, const absl::Status& why) {
         session.pool().Evict(session, why);
         attach_server_->CloseConnection(session.id());
       });
+  health_service_.SetServing("");
+  for (const Pool* pool : pools) health_service_.SetServing(HealthServiceOf(pool->name()));
+  grpc::EnableDefaultHealthCheckService(false);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  grpc::ResourceQuota quota("spanpoold");
+  quota.Resize(kGrpcQuotaBytes);
+  quota.SetMaxThreads(static_cast<int>(config_.max_threads));
   grpc::ServerBuilder builder;
   builder.SetResourceQuota(quota);
   builder.SetMaxReceiveMessageSize(static_cast<int>(config_.max_message_bytes));
@@ -160,14 +157,12 @@ absl::Status Daemon::StartFront(Front* front, std::unique_ptr<v1::Admin::Service
   builder.SetSyncServerOption(grpc::ServerBuilder::MAX_POLLERS, 2);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxStreamsPerConnection);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, kIdleConnectionMs);
-  builder.RegisterService(front->admin_service.get());
-  front->pool_service->Register(&builder);
-  front->server = builder.BuildAndStart();
-  if (front->server == nullptr) return absl::InternalError("gRPC server could not be started");
-  for (const std::unique_ptr<Pool>& pool : pools_) {
-    front->server->GetHealthCheckService()->SetServingStatus(HealthServiceOf(pool->name()), true);
-  }
-  front->pool_service->Start(kExchangeThreads);
+  builder.RegisterService(&health_service_);
+  builder.RegisterService(admin_service_.get());
+  pool_service_->Register(&builder);
+  server_ = builder.BuildAndStart();
+  if (server_ == nullptr) return absl::InternalError("gRPC server could not be started");
+  pool_service_->Start(kExchangeThreads);
   return absl::OkStatus();
 }
 
@@ -188,11 +183,7 @@ Daemon::~Daemon() { Stop(); }
 
 void Daemon::Stop() {
   if (std::exchange(stopped_, true)) return;
-  for (Front* front : {&admins_, &others_}) {
-    if (front->server != nullptr) {
-      front->server->GetHealthCheckService()->SetServingStatus(false);
-    }
-  }
+  health_service_.Stop();
   run_directory_.RemoveSockets();
   if (loop_ != nullptr) {
     absl::Notification stopped_listening;
@@ -207,20 +198,14 @@ void Daemon::Stop() {
   recaller_.Stop();
   for (const std::unique_ptr<Pool>& pool : pools_) pool->Stop();
   const absl::Time deadline = absl::Now() + config_.grace;
-  for (Front* front : {&admins_, &others_}) {
-    if (front->server != nullptr) front->pool_service->Drain();
-  }
-  for (Front* front : {&admins_, &others_}) {
-    if (front->server != nullptr) front->pool_service->AwaitDrained(deadline);
-  }
-  if (admin_service_ != nullptr) admin_service_->AwaitIdle(deadline);
-  // gRPC waits for every client to acknowledge that the connection ends, and one that is idle does
-  // not listen. What has to be said has been handed to the kernel by now, or nearly so.
-  const auto close_by = absl::ToChronoTime(std::min(deadline, absl::Now() + kCloseGrace));
-  for (Front* front : {&admins_, &others_}) {
-    if (front->server == nullptr) continue;
-    front->server->Shutdown(close_by);
-    front->pool_service->Shutdown();
+  if (server_ != nullptr) {
+    pool_service_->Drain();
+    pool_service_->AwaitDrained(deadline);
+    admin_service_->AwaitIdle(deadline);
+    // gRPC waits for every client to acknowledge that the connection ends, and one that is idle
+    // does not listen. What has to be said has been handed to the kernel by now, or nearly so.
+    server_->Shutdown(absl::ToChronoTime(std::min(deadline, absl::Now() + kCloseGrace)));
+    pool_service_->Shutdown();
   }
   if (loop_ != nullptr) loop_->Stop();
   grpc_listener_.reset();

@@ -21,6 +21,7 @@
 #include "server/config.h"
 #include "server/event_loop.h"
 #include "server/grpc_listener.h"
+#include "server/health_service.h"
 #include "server/housekeeper.h"
 #include "server/memory_limit.h"
 #include "server/pool.h"
@@ -48,18 +49,10 @@ class Daemon {
   const std::string& run_directory() const { return run_directory_.path(); }
 
  private:
-  // One gRPC server with its services; there is one for administrators and one for others.
-  struct Front {
-    std::unique_ptr<PoolService> pool_service;
-    std::unique_ptr<v1::Admin::Service> admin_service;
-    std::unique_ptr<grpc::Server> server;
-  };
-
   Daemon(DaemonConfig config, RunDirectory run_directory);
 
   absl::Status Serve();
-  absl::Status StartFront(Front* front, std::unique_ptr<v1::Admin::Service> admin_service,
-                          const grpc::ResourceQuota& quota);
+  absl::Status StartGrpc(const std::vector<Pool*>& pools);
   GrpcListener::Role RoleOf(const PeerIdentity& peer) const;
 
   const DaemonConfig config_;
@@ -72,9 +65,10 @@ class Daemon {
   Recaller recaller_;
   std::unique_ptr<EventLoop> loop_;
   std::unique_ptr<AttachServer> attach_server_;
-  AdminService* admin_service_ = nullptr;  // of admins_
-  Front admins_;
-  Front others_;
+  HealthService health_service_;
+  std::unique_ptr<AdminService> admin_service_;
+  std::unique_ptr<PoolService> pool_service_;
+  std::unique_ptr<grpc::Server> server_;  // of the three
   std::unique_ptr<GrpcListener> grpc_listener_;
   bool stopped_ = false;
 };

@@ -27,6 +27,7 @@
 #include "absl/time/time.h"
 #include "grpcpp/create_channel.h"
 #include "proto/layout/slot.h"
+#include "server/grpc_listener.h"
 #include "server/raw_client.h"
 #include "spanpool/health.grpc.pb.h"
 
@@ -384,6 +385,30 @@ TEST_F(AccessTest, AnybodyMayAskForHealthButOnlyAdministratorsForStatusAndTrim) 
   EXPECT_EQ(As(4003, "ask"), kAnswered);
   EXPECT_EQ(As(4002, "ask"), kDenied);
   EXPECT_EQ(As(4000, "ask"), kDenied);
+}
+
+TEST_F(AccessTest, WhoIsAnAdministratorDoesNotHangOnWhoConnectedBefore) {
+  std::vector<layout::UniqueFd> connected;
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  std::strcpy(address.sun_path, (run_dir() + "/grpc.sock").c_str());
+  for (int i = 0; i < 4; ++i) {
+    EXPECT_EQ(As(0, "ask"), "1 0 0") << i;
+    EXPECT_EQ(As(4000, "ask")[0], '1') << i;
+    EXPECT_NE(As(4000, "ask"), "1 0 0") << i;
+    // Takes descriptors of the daemon, so that the next connection gets other numbers.
+    connected.emplace_back(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    ASSERT_EQ(
+        connect(connected.back().get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+  }
+}
+
+TEST(GrpcListener, OnlyCallsByAnOddDescriptorAreAnAdministrators) {
+  EXPECT_TRUE(GrpcListener::IsAdministrator("fd:17"));
+  for (const char* peer : {"fd:18", "fd:0", "fd:-1", "fd:", "fd:x7", "fd:17x", "17", "",
+                           "fd:99999999999999999999", "unix:17", "ipv4:127.0.0.1:17"}) {
+    EXPECT_FALSE(GrpcListener::IsAdministrator(peer)) << peer;
+  }
 }
 
 // Hostile clients.

@@ -9,6 +9,8 @@
 #include <cstring>
 #include <utility>
 
+#include "absl/strings/numbers.h"
+#include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 #include "grpcpp/server_posix.h"
 
@@ -20,13 +22,24 @@ using layout::UniqueFd;
 constexpr absl::Duration kAcceptPause = absl::Milliseconds(100);
 constexpr int kAcceptsAtOnce = 64;
 
+constexpr bool IsAdministratorsNumber(int fd) { return fd % 2 != 0; }
+
+// Gives the descriptor a number that says whose it is. Invalid if there is none left.
+UniqueFd Renumber(UniqueFd fd, bool administrator) {
+  if (IsAdministratorsNumber(fd.get()) == administrator) return fd;
+  UniqueFd other(fcntl(fd.get(), F_DUPFD_CLOEXEC, 0));
+  while (other.valid() && IsAdministratorsNumber(other.get()) != administrator) {
+    other = UniqueFd(fcntl(fd.get(), F_DUPFD_CLOEXEC, other.get() + 1));
+  }
+  return other;
+}
+
 }  // namespace
 
-GrpcListener::GrpcListener(UniqueFd listener, Options options, grpc::Server* admins,
-                           grpc::Server* others, EventLoop* loop)
+GrpcListener::GrpcListener(UniqueFd listener, Options options, grpc::Server* server,
+                           EventLoop* loop)
     : options_(std::move(options)),
-      admins_(admins),
-      others_(others),
+      server_(server),
       loop_(loop),
       listener_(std::move(listener)),
       spare_(open("/dev/null", O_RDONLY | O_CLOEXEC)) {}
@@ -90,6 +103,8 @@ void GrpcListener::Take(UniqueFd fd) {
     }
     return;
   }
+  fd = Renumber(std::move(fd), role == Role::kAdmin);
+  if (!fd.valid()) return;
   UniqueFd watched(fcntl(fd.get(), F_DUPFD_CLOEXEC, 0));
   if (!watched.valid()) return;
   const uint64_t id = next_id_++;
@@ -97,7 +112,13 @@ void GrpcListener::Take(UniqueFd fd) {
   if (!watch.ok()) return;
   connections_[id] = {std::move(watched), *watch, peer->uid};
   ++by_uid_[peer->uid];
-  grpc::AddInsecureChannelFromFd(role == Role::kAdmin ? admins_ : others_, fd.release());
+  grpc::AddInsecureChannelFromFd(server_, fd.release());
+}
+
+bool GrpcListener::IsAdministrator(absl::string_view peer) {
+  int fd;
+  return absl::ConsumePrefix(&peer, "fd:") && absl::SimpleAtoi(peer, &fd) && fd >= 0 &&
+         IsAdministratorsNumber(fd);
 }
 
 void GrpcListener::Ended(uint64_t id) {

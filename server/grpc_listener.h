@@ -1,9 +1,10 @@
-// Accepts connections on the gRPC socket and decides which gRPC server gets each.
+// Accepts connections on the gRPC socket, and knows later which calls are administrators'.
 //
-// gRPC does not tell a service who called. So the daemon accepts the connections itself, asks the
-// kernel who is at the other end, and hands the descriptor to one of two servers: administrators
-// get the one with the whole Admin service, everybody else gets the one without. A call can only
-// reach what its connection was given.
+// gRPC does not tell a service who called, but by which descriptor: a call's peer is "fd:" and the
+// number of the descriptor that its connection was handed over as. So the daemon accepts the
+// connections itself, asks the kernel who is at the other end, and gives an odd number to
+// administrators, an even one to everybody else. The number alone says what a call may do, however
+// late it is looked at and whose the number was before.
 //
 // Connections are counted, also per uid, so that nobody can use up the daemon's descriptors: a
 // second descriptor of each connection is watched for its end.
@@ -20,6 +21,7 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 #include "grpcpp/server.h"
 #include "proto/layout/packet.h"
 #include "server/event_loop.h"
@@ -40,14 +42,17 @@ class GrpcListener {
   };
 
   // All outlive this object; the loop does not run yet. `listener` is a listening SOCK_STREAM.
-  GrpcListener(layout::UniqueFd listener, Options options, grpc::Server* admins,
-               grpc::Server* others, EventLoop* loop);
+  GrpcListener(layout::UniqueFd listener, Options options, grpc::Server* server, EventLoop* loop);
   // The loop has stopped.
   ~GrpcListener();
   GrpcListener(const GrpcListener&) = delete;
   GrpcListener& operator=(const GrpcListener&) = delete;
 
   absl::Status Start();
+  // Whether a call from `peer` (grpc::ServerContext::peer) is an administrator's. False for any
+  // text that gRPC does not give to the calls of these connections.
+  static bool IsAdministrator(absl::string_view peer);
+
   // No new connection is accepted from now on. Loop thread.
   void StopListening();
 
@@ -64,8 +69,7 @@ class GrpcListener {
 
   // Constant.
   const Options options_;
-  grpc::Server* const admins_;
-  grpc::Server* const others_;
+  grpc::Server* const server_;
   EventLoop* const loop_;
 
   // The loop's thread.

@@ -11,22 +11,17 @@
 #include "absl/time/clock.h"
 #include "allocator/check.h"
 #include "allocator/size_classes.h"
-#include "proto/layout/block_table.h"
-#include "proto/layout/block_word.h"
 #include "proto/layout/session_segment.h"
 #include "proto/layout/slot.h"
+#include "server/long_step.h"
 #include "server/session_memory.h"
 
 namespace spanpool {
 namespace {
 
-using layout::BlockWord;
 using layout::Slot;
 using layout::SlotState;
 
-// A member that keeps changing a word can make our compare-and-swap fail for ever. An honest one
-// changes it a few times at most.
-constexpr int kMaxWordTries = 10'000;
 constexpr absl::Duration kFutileSweepPause = absl::Milliseconds(1);
 
 template <typename T>
@@ -50,6 +45,12 @@ std::string Mib(uint64_t bytes) {
   return absl::StrCat(bytes >> 20, ".", (bytes >> 10 & 1023) * 10 >> 10, " MiB");
 }
 
+// Null if there is no memory: the pool then holds no references itself.
+std::unique_ptr<SessionMemory> NewSessionMemory(uint32_t incarnation) {
+  auto memory = SessionMemory::Create(incarnation);
+  return memory.ok() ? *std::move(memory) : nullptr;
+}
+
 // Requires a want that CheckBatch let pass.
 PageCount PagesOf(const ExchangeWant& want) {
   const SpanClass span_class = SpanClass::FromValue(static_cast<uint8_t>(want.span_class));
@@ -71,11 +72,32 @@ Pool::Pool(const PoolConfig& config, const MemoryLimit* memory, SessionTable* se
       max_arenas_(
           std::min<uint32_t>(Heap::MaxArenas(config.limit_bytes), kMaxPoolBytes / kArenaBytes)),
       arenas_(config.name, max_arenas_, memory),
-      block_states_(&arenas_),
+      block_states_(&arenas_, &quarantine_),
       heap_(HeapOptions{.limit_bytes = config.limit_bytes,
                         .reserve_bytes = config.reserve_bytes.value_or(0),
                         .max_arenas = max_arenas_},
-            &arenas_, &block_states_) {}
+            &arenas_, &block_states_),
+      worker_references_(&arenas_, NewSessionMemory(incarnation_)),
+      recounter_(
+          {.sessions = [this] { return Sessions(); },
+           .worker = &worker_references_,
+           .arenas = &arenas_,
+           .journal = &journal_,
+           .lie = [this](const Session& session, const char* what) { NoteLie(session, what); }}),
+      session_reaper_(
+          {.arenas = &arenas_,
+           .heap = &heap_,
+           .worker = &worker_references_,
+           .recounter = &recounter_,
+           .transit_grace = config.transit_grace,
+           .lie = [this](const Session& session, const char* what) { NoteLie(session, what); },
+           .quarantine = [this](GranuleId granule, const char* why) { GiveUpSpan(granule, why); },
+           .lost_transit = [this](const Session& session,
+                                  const absl::Status& why) { NoteLostTransit(session, why); },
+           .returned =
+               [this](uint64_t spans) {
+                 returns_total_.fetch_add(spans, std::memory_order_relaxed);
+               }}) {}
 
 absl::StatusOr<std::shared_ptr<Session>> Pool::Attach(const PeerIdentity& peer,
                                                       layout::AccessMode access,
@@ -230,6 +252,7 @@ absl::StatusOr<Span*> Pool::GrantOne(const ExchangeWant& want) {
     const int64_t now = absl::GetCurrentTimeNanos();
     const int64_t since = now - futile_sweep_nanos_.load(std::memory_order_relaxed);
     if (since < 0 || since >= absl::ToInt64Nanoseconds(kFutileSweepPause)) {
+      AnnounceLongStep();
       heap_.Sweep();
       span = grant();
       if (!span.ok()) futile_sweep_nanos_.store(now, std::memory_order_relaxed);
@@ -275,20 +298,24 @@ void Pool::NoteWork(uint64_t granted_bytes, bool returned) {
 
 absl::Status Pool::Detach(Session& session) {
   SessionMemory& memory = session.memory();
+  bool in_transit = false;
   for (SessionMemory::SlotRange range = memory.WrittenSlots(0); range.first < layout::kSlotCapacity;
        range = memory.WrittenSlots(range.end)) {
     for (uint32_t i = range.first; i < range.end; ++i) {
-      if (Slot(memory.slot(i).load()).state() != SlotState::kFree) {
+      const Slot slot(memory.slot(i).load());
+      if (slot.state() == SlotState::kTransit) {
+        in_transit = true;
+      } else if (slot.state() != SlotState::kFree) {
         return absl::FailedPreconditionError(
             absl::StrCat("slot ", i, " still names a reference; release every buffer first"));
       }
     }
   }
-  if (!session.EndClean()) {
+  if (!(in_transit ? session.Retire() : session.EndClean())) {
     return absl::FailedPreconditionError(
         absl::StrCat(session.loan_count(), " spans are still on loan; return them first"));
   }
-  sessions_->Remove(session);
+  if (!in_transit) sessions_->Remove(session);
   return absl::OkStatus();
 }
 
@@ -308,90 +335,20 @@ void Pool::Evict(Session& session, const absl::Status& why) {
 
 bool Pool::ProcessDied(Session& session) { return session.Kill(); }
 
-bool Pool::ReapSome(Session& session, uint32_t budget) {
-  SessionMemory& memory = session.memory();
-  while (session.next_slot_to_reap < layout::kSlotCapacity) {
-    const SessionMemory::SlotRange range = memory.WrittenSlots(session.next_slot_to_reap);
-    session.next_slot_to_reap = range.first;
-    while (session.next_slot_to_reap < range.end) {
-      if (budget == 0) return false;
-      --budget;
-      ReapSlot(session, session.next_slot_to_reap++);
-    }
-  }
-  // Every slot is FREE: only now may the spans be used again.
-  while (session.loan_count() != 0) {
-    if (budget == 0) return false;
-    const std::vector<Span*> spans = session.TakeLoans(std::min<uint32_t>(budget, 64));
-    for (Span* span : spans) heap_.Return(span);
-    returns_total_.fetch_add(spans.size(), std::memory_order_relaxed);
-    budget -= static_cast<uint32_t>(spans.size());
-  }
-  if (session.EndReaped()) {
+ReapProgress Pool::ReapSome(Session& session, uint32_t budget) {
+  const ReapProgress progress = session_reaper_.Reap(session, budget);
+  if (progress == ReapProgress::kDone && session.EndReaped()) {
     sessions_->Remove(session);
     sessions_reaped_total_.fetch_add(1, std::memory_order_relaxed);
     NoteWork(0, true);
   }
-  return true;
+  return progress;
 }
 
-void Pool::ReapSlot(Session& session, uint32_t index) {
-  std::atomic<uint64_t>& shared = session.memory().slot(index);
-  const Slot slot(shared.load());
-  const auto free_slot = [&] { shared.store(Slot().bits()); };
-  switch (slot.state()) {
-    case SlotState::kFree:
-      if (slot.bits() != 0) free_slot();  // free with a granule: harmless
-      return;
-    case SlotState::kVoid:
-      free_slot();
-      return;
-    case SlotState::kHeld:
-    case SlotState::kAcquiring:
-    case SlotState::kReleasing:
-      break;
-    default:
-      NoteLie(session, "a slot in no known state");
-      free_slot();
-      return;
-  }
-  layout::SharedWord* word = arenas_.WordOf(slot.granule());
-  if (word == nullptr) {
-    NoteLie(session, "a slot that names a granule never lent");
-    free_slot();
-    return;
-  }
-  if (slot.state() == SlotState::kHeld) {
-    // The intent first: should this process die too, its successor finds it in the slot.
-    shared.store(Slot(SlotState::kReleasing, slot.granule()).bits());
-    DropReference(session, *word, slot.granule());
-  } else if (BlockWord(word->load()).refs() != 0) {
-    // Not decidable from this slot alone. A recount of every slot on the granule would tell; until
-    // there is one the reference stays.
-    NoteSuspect(session, slot.granule(), "died while opening or releasing it");
-  }
-  free_slot();
-}
-
-void Pool::DropReference(Session& session, layout::SharedWord& word, GranuleId granule) {
-  uint64_t bits = word.load();
-  for (int tries = 0; tries < kMaxWordTries; ++tries) {
-    const BlockWord current(bits);
-    if (current.refs() == 0) return;  // a sharer that died before its word said so
-    if (current.frozen() || current.freed()) {
-      // Nobody is recounting, and a freed word has no references: somebody scribbled.
-      NoteSuspect(session, granule, "its word makes no sense");
-      return;
-    }
-    if (word.compare_exchange_weak(bits, current.Released().bits())) {
-      if (current.refs() == 1) {
-        const PageId page = PageOf(granule);
-        layout::SetHint(*arenas_.TableOf(ArenaOf(page)), page);
-      }
-      return;
-    }
-  }
-  NoteSuspect(session, granule, "its word never stood still");
+absl::Time Pool::SettleReferences(absl::Time now) {
+  const absl::Time next = worker_references_.Settle(now);
+  if (worker_references_.TookLast()) NoteWork(0, true);
+  return next;
 }
 
 void Pool::NoteLie(const Session& session, const char* what) {
@@ -403,13 +360,23 @@ void Pool::NoteLie(const Session& session, const char* what) {
   }
 }
 
-void Pool::NoteSuspect(const Session& session, GranuleId granule, const char* why) {
-  suspect_blocks_.fetch_add(1, std::memory_order_relaxed);
+void Pool::NoteLostTransit(const Session& session, const absl::Status& why) {
+  uint64_t suppressed = 0;
+  if (lie_log_.Allow(absl::Now(), &suppressed)) {
+    Log().warn("pool {}: a handle that {} had sent is lost with it: {} ({} such lines suppressed)",
+               name(), session.Describe(), std::string(why.message()), suppressed);
+  }
+}
+
+void Pool::GiveUpSpan(GranuleId granule, const char* why) {
+  if (!quarantine_.Add(granule)) return;
   uint64_t suppressed = 0;
   if (suspect_log_.Allow(absl::Now(), &suppressed)) {
     Log().warn(
-        "pool {}: {}: the block at granule {} is kept for ever: {} ({} such lines suppressed)",
-        name(), session.Describe(), granule.value(), why, suppressed);
+        "pool {}: the span of the block at granule {} is in quarantine, never to be used again: "
+        "{}. "
+        "Some process of the pool wrote over the block table ({} such lines suppressed)",
+        name(), granule.value(), why, suppressed);
   }
 }
 
@@ -446,7 +413,9 @@ PoolStats Pool::stats() const {
   stats.exchange_messages_total = get(exchange_messages_total_);
   stats.grants_total = get(grants_total_);
   stats.returns_total = get(returns_total_);
-  stats.suspect_blocks = get(suspect_blocks_);
+  stats.suspect_blocks = quarantine_.size();
+  stats.recounts_total = recounter_.recounts();
+  stats.adopted_references = worker_references_.transits();
   stats.refusals_total = get(refusals_total_);
   stats.lies_total = get(lies_total_);
   stats.evictions_total = get(evictions_total_);

@@ -7,19 +7,11 @@
 //                      └──▶ LifelineEnded / Evict          quarantined: its process still lives
 //                      └──▶ ProcessDied ─▶ ReapSome …      taken back, piece by piece
 //
-// Reaping a session (the order matters, and every step may be repeated):
-//  1. Each slot that may have been written is read once; the copy is judged. A slot that names no
-//     granule that was ever lent, or is in no known state, is a lie: counted and cleared.
-//     HELD        → RELEASING, then one reference less in the word (FREED at zero), then FREE.
-//                   A word without references: the sharer died before its CAS. FREE.
-//     ACQUIRING,  → a word without references proves the slot uncounted: FREE. Otherwise nobody can
-//     RELEASING     tell from this slot alone whether the reference is in the count: the reference
-//                   is kept, so the block is never reused, and counted in suspect_blocks.
-//     VOID        → FREE.
-//  2. Only when every slot is FREE are the session's spans returned to the heap, which sweeps them:
-//     private blocks are free, shared ones live on until their last holder drops them.
+// session_reaper.h says how a dead session is reaped, recounter.h what is done about references
+// that a death left unclear, worker_references.h what the daemon holds itself.
 //
-// Thread-safe. ReapSome is for one thread at a time. No lock is held across calls into the heap.
+// Thread-safe. ReapSome and SettleReferences are for one thread, the reaper's. No lock is held
+// across calls into the heap.
 
 #ifndef SPANPOOL_SERVER_POOL_H_
 #define SPANPOOL_SERVER_POOL_H_
@@ -47,8 +39,13 @@
 #include "server/log.h"
 #include "server/memory_limit.h"
 #include "server/pool_arenas.h"
+#include "server/quarantine.h"
+#include "server/recount_journal.h"
+#include "server/recounter.h"
 #include "server/session.h"
+#include "server/session_reaper.h"
 #include "server/session_table.h"
+#include "server/worker_references.h"
 
 namespace spanpool {
 
@@ -91,7 +88,9 @@ struct PoolStats {
   uint64_t grants_total = 0;
   uint64_t returns_total = 0;
   uint64_t quarantined_bytes = 0;
-  uint64_t suspect_blocks = 0;
+  uint64_t suspect_blocks = 0;  // whose word made no sense: their spans are in quarantine
+  uint64_t recounts_total = 0;
+  uint64_t adopted_references = 0;  // under way, and kept by the daemon for a dead sender
   uint64_t refusals_total = 0;
   uint64_t lies_total = 0;
   uint64_t evictions_total = 0;
@@ -141,8 +140,9 @@ class Pool {
   //   INVALID_ARGUMENT  the batch breaks a rule that an honest client keeps; evict the session
   absl::StatusOr<ExchangeResult> Exchange(Session& session, const ExchangeBatch& batch);
 
-  // Ends an attached session whose client says that it is done.
-  //   FAILED_PRECONDITION  spans are on loan, or slots are not free; it stays attached
+  // Ends an attached session whose client says that it is done. If handles that it sent are under
+  // way, the session is dead then, and to be reaped.
+  //   FAILED_PRECONDITION  spans are on loan, or references are held; it stays attached
   absl::Status Detach(Session& session);
 
   // The connection ended: detached, quarantined. Nothing if it is detached or ended already.
@@ -152,9 +152,17 @@ class Pool {
 
   // The kernel says that the process is dead. False if the session had ended.
   bool ProcessDied(Session& session);
-  // Takes back a part of what a dead session held, about `budget` slots or spans. True when all is
-  // done and the session has ended.
-  bool ReapSome(Session& session, uint32_t budget);
+  // Takes back a part of what a dead session held, about `budget` slots or spans. kDone: the
+  // session has ended.
+  ReapProgress ReapSome(Session& session, uint32_t budget);
+  // Gives up what the daemon kept for dead senders, once it was taken or its grace is over, and
+  // finishes what waited for a recount. Returns when to call again.
+  absl::Time SettleReferences(absl::Time now);
+
+  // The references the daemon holds itself: for names, Open and Release.
+  WorkerReferences& worker_references() { return worker_references_; }
+  // Every session that is not over.
+  std::vector<std::shared_ptr<Session>> Sessions() const { return sessions_->Snapshot(this); }
 
   // Backs free memory ahead of demand. Slow; for a background thread.
   absl::Status Replenish() { return heap_.Replenish(); }
@@ -179,11 +187,10 @@ class Pool {
   // What is short, who holds most, and what to do.
   absl::Status DescribeShortage(const absl::Status& cause) const;
   void NoteWork(uint64_t granted_bytes, bool returned);
-  void ReapSlot(Session& session, uint32_t index);
-  // Takes back one reference of a dead process; what FREED asks for is the sweeper's.
-  void DropReference(Session& session, layout::SharedWord& word, GranuleId granule);
   void NoteLie(const Session& session, const char* what);
-  void NoteSuspect(const Session& session, GranuleId granule, const char* why);
+  void NoteLostTransit(const Session& session, const absl::Status& why);
+  // Gives up the span that `granule` is in.
+  void GiveUpSpan(GranuleId granule, const char* why);
 
   // Constant.
   const PoolConfig config_;
@@ -194,8 +201,13 @@ class Pool {
   std::function<void(const Session&, uint64_t)> shortage_ = [](const Session&, uint64_t) {};
 
   PoolArenas arenas_;
+  Quarantine quarantine_;
   TableBlockStates block_states_;
   Heap heap_;
+  WorkerReferences worker_references_;
+  MemoryRecountJournal journal_;
+  Recounter recounter_;
+  SessionReaper session_reaper_;
 
   std::atomic<uint64_t> next_sequence_{1};
   std::atomic<uint64_t> granted_since_work_{0};
@@ -210,7 +222,6 @@ class Pool {
   std::atomic<uint64_t> exchange_messages_total_{0};
   std::atomic<uint64_t> grants_total_{0};
   std::atomic<uint64_t> returns_total_{0};
-  std::atomic<uint64_t> suspect_blocks_{0};
   std::atomic<uint64_t> refusals_total_{0};
   std::atomic<uint64_t> lies_total_{0};
   std::atomic<uint64_t> evictions_total_{0};

@@ -1,6 +1,7 @@
 #include "server/pool_arenas.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -12,6 +13,7 @@
 #include "absl/time/clock.h"
 #include "allocator/check.h"
 #include "proto/layout/block_word.h"
+#include "server/long_step.h"
 
 namespace spanpool {
 namespace {
@@ -40,6 +42,7 @@ absl::Status PoolArenas::Create(ArenaIndex index) {
     return absl::ResourceExhaustedError(
         absl::StrCat("arena ", index.value(), " is beyond the pool's ", arenas_.size(), " arenas"));
   }
+  AnnounceLongStep();
   constexpr uint64_t kTail = offsetof(layout::BlockTable, lengths);
   if (absl::Status status = CheckMemory(layout::kBlockTableBytes - kTail); !status.ok()) {
     return status;
@@ -80,13 +83,17 @@ absl::Status PoolArenas::Populate(PageRange pages) {
     }
     const PageCount count = std::min(kStep, pages.end() - page);
     if (absl::Status status = CheckMemory(Bytes(count)); !status.ok()) return status;
+    AnnounceLongStep();
     if (absl::Status status = source_.Populate({page, count}); !status.ok()) return status;
     page = page + count;
   }
   return absl::OkStatus();
 }
 
-absl::Status PoolArenas::Discard(PageRange pages) { return source_.Discard(pages); }
+absl::Status PoolArenas::Discard(PageRange pages) {
+  AnnounceLongStep();
+  return source_.Discard(pages);
+}
 
 absl::Status PoolArenas::PrepareTable(const Span& span) {
   const GranuleId first = GranuleOf(span.first_page);
@@ -156,6 +163,20 @@ layout::SharedWord* PoolArenas::WordOf(GranuleId granule) {
 layout::BlockTable* PoolArenas::TableOf(ArenaIndex index) {
   Arena* arena = Find(index);
   return arena == nullptr ? nullptr : arena->table;
+}
+
+absl::StatusOr<uint64_t> PoolArenas::ReadData(PoolOffset offset) const {
+  const uint64_t arena = offset.value() / kArenaBytes;
+  uint64_t value = 0;
+  // By a call rather than through a mapping: what a client does to the file costs no page here, and
+  // no signal.
+  if (arena >= arenas_.size() || offset.value() % sizeof(value) != 0 ||
+      Find(ArenaIndex(static_cast<uint32_t>(arena))) == nullptr ||
+      pread(source_.data_fd(ArenaIndex(static_cast<uint32_t>(arena))), &value, sizeof(value),
+            static_cast<off_t>(offset.value() % kArenaBytes)) != sizeof(value)) {
+    return absl::NotFoundError(absl::StrCat("nothing to read at offset ", offset.value()));
+  }
+  return value;
 }
 
 PoolArenas::Arena* PoolArenas::Find(ArenaIndex index) const {

@@ -63,6 +63,10 @@ class PoolArenas : public ArenaSource {
   // The table of a created arena, or null.
   layout::BlockTable* TableOf(ArenaIndex arena);
 
+  // The 8 bytes at `offset` of the pool, as they are at this moment. Any value is allowed.
+  //   NOT_FOUND  there is no arena there, or the offset is no multiple of 8
+  absl::StatusOr<uint64_t> ReadData(PoolOffset offset) const;
+
   struct ArenaFiles {
     layout::UniqueFd read_only_data;  // set if asked for read-only
     int data = -1;

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 #include <sys/stat.h>
 
 #include <filesystem>
@@ -117,16 +118,18 @@ TEST(PoolArenas, MemoryThatIsNotThereIsRefusedAndAStopEndsPopulating) {
 
 TEST(TableBlockStates, BlocksBelow64BytesAreNobodyElses) {
   PoolArenas arenas("test", 1, nullptr);
+  const Quarantine quarantine;
   ASSERT_TRUE(arenas.Create(ArenaIndex(0)).ok());
   const SpanAt span(0, 1, SpanClass(SizeClassFor(8), true));
   ASSERT_TRUE(arenas.PrepareTable(span).ok());
   *arenas.WordOf(GranuleId(0)) = layout::BlockWord().Shared().bits();
   std::array<uint64_t, kMaxBlocksPerSpan / 64> in_use{};
-  EXPECT_EQ(TableBlockStates(&arenas).Sweep(span, absl::MakeSpan(in_use)), 0u);
+  EXPECT_EQ(TableBlockStates(&arenas, &quarantine).Sweep(span, absl::MakeSpan(in_use)), 0u);
 }
 
 TEST(TableBlockStates, SweepingSetsWhatIsInUseAndCollectsWhatWasFreed) {
   PoolArenas arenas("test", 1, nullptr);
+  Quarantine quarantine;
   ASSERT_TRUE(arenas.Create(ArenaIndex(0)).ok());
   const SpanClass span_class(SizeClassFor(80), true);  // blocks that start within granules
   const SpanAt span(0, 1, span_class);
@@ -139,12 +142,31 @@ TEST(TableBlockStates, SweepingSetsWhatIsInUseAndCollectsWhatWasFreed) {
   word(2) = layout::BlockWord().Shared().Released().bits();
   layout::SetHint(*arenas.TableOf(ArenaIndex(0)), PageId(0));
   std::array<uint64_t, kMaxBlocksPerSpan / 64> in_use{};
-  EXPECT_EQ(TableBlockStates(&arenas).Sweep(span, absl::MakeSpan(in_use)), 2u);
+  EXPECT_EQ(TableBlockStates(&arenas, &quarantine).Sweep(span, absl::MakeSpan(in_use)), 2u);
   EXPECT_EQ(in_use[0], uint64_t{1} << 1);
   EXPECT_EQ(in_use[1], uint64_t{1} << (70 - 64));
   EXPECT_TRUE(layout::BlockWord(word(2)).is_private());
   EXPECT_EQ(layout::BlockWord(word(2)).generation(), 1u);
   EXPECT_FALSE(layout::TakeHint(*arenas.TableOf(ArenaIndex(0)), PageId(0)));
+  // Nothing of it is free in quarantine, whatever the words say.
+  EXPECT_TRUE(quarantine.Add(GranuleOfBlock(span, 50)));
+  EXPECT_FALSE(quarantine.Add(GranuleOfBlock(span, 50)));
+  in_use.fill(0);
+  EXPECT_EQ(TableBlockStates(&arenas, &quarantine).Sweep(span, absl::MakeSpan(in_use)),
+            span.blocks);
+  EXPECT_FALSE(quarantine.Touches({PageId(1), PageCount(1)}));
+}
+
+TEST(PoolArenas, DataIsReadByTheWordAndOnlyWhereThereIsSome) {
+  PoolArenas arenas("test", 2, nullptr);
+  ASSERT_TRUE(arenas.Create(ArenaIndex(0)).ok());
+  const uint64_t value = 0x1234'5678'9abc'def0;
+  ASSERT_EQ(pwrite(arenas.FilesOf(ArenaIndex(0), true)->data, &value, 8, kArenaBytes - 8), 8);
+  EXPECT_EQ(*arenas.ReadData(PoolOffset(kArenaBytes - 8)), value);
+  EXPECT_EQ(*arenas.ReadData(PoolOffset(0)), 0u);
+  for (const uint64_t offset : {uint64_t{4}, uint64_t{kArenaBytes}, 2 * kArenaBytes, UINT64_MAX}) {
+    EXPECT_EQ(arenas.ReadData(PoolOffset(offset)).status().code(), absl::StatusCode::kNotFound);
+  }
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include "allocator/check.h"
 #include "grpcpp/server_context.h"
 #include "grpcpp/support/async_stream.h"
+#include "server/long_step.h"
 #include "server/pool.h"
 #include "server/session.h"
 
@@ -283,9 +284,38 @@ void PoolService::Shutdown() {
 }
 
 void PoolService::Run() {
-  void* tag;
-  bool ok;
-  while (queue_->Next(&tag, &ok)) Stream::Deliver(tag, ok);
+  bool leads = false;
+  const LongStepHandler hand_over([this, &leads] {
+    if (std::exchange(leads, false)) StopLeading(/*ended=*/false);
+  });
+  while (leads || Lead()) {
+    leads = true;
+    void* tag;
+    bool ok;
+    if (!queue_->Next(&tag, &ok)) {
+      StopLeading(/*ended=*/true);
+      return;
+    }
+    Stream::Deliver(tag, ok);
+  }
+}
+
+bool PoolService::Lead() {
+  RankedMutexLock lock(&leader_mu_);
+  leader_mu_.Await(absl::Condition(
+      +[](PoolService* service) ABSL_EXCLUSIVE_LOCKS_REQUIRED(service->leader_mu_) {
+        return !service->led_ || service->ended_;
+      },
+      this));
+  if (ended_) return false;
+  led_ = true;
+  return true;
+}
+
+void PoolService::StopLeading(bool ended) {
+  RankedMutexLock lock(&leader_mu_);
+  led_ = false;
+  ended_ = ended_ || ended;
 }
 
 }  // namespace spanpool

@@ -5,8 +5,12 @@
 // for itself. The token in the metadata names the session; a session's second stream ends its
 // first.
 //
-// Threads: the service's own, each taking events of any stream. A stream's events never overlap,
-// except End, which may come from any thread.
+// Threads: the service's own. One of them leads: it waits for events and does what they ask for,
+// and the others sleep. When it is about to wait for the kernel (long_step.h) one of them takes
+// over. So as long as nothing takes long a message passes through one thread, and others are never
+// woken for it; and nobody waits for another's memory.
+//
+// A stream's events never overlap, except End, which may come from any thread.
 
 #ifndef SPANPOOL_SERVER_POOL_SERVICE_H_
 #define SPANPOOL_SERVER_POOL_SERVICE_H_
@@ -40,7 +44,7 @@ class PoolService {
 
   // Before the server is built.
   void Register(grpc::ServerBuilder* builder);
-  // After it was built.
+  // After it was built. So many messages may be waiting for the kernel at a time, less one.
   void Start(int threads);
   // Ends every stream with UNAVAILABLE, each after the answer it is working on; new ones at once.
   void Drain() ABSL_LOCKS_EXCLUDED(mu_);
@@ -53,6 +57,9 @@ class PoolService {
   class Stream;
 
   void Run();
+  // Waits until nobody leads, then leads. False: there will be no more events.
+  bool Lead() ABSL_LOCKS_EXCLUDED(leader_mu_);
+  void StopLeading(bool ended) ABSL_LOCKS_EXCLUDED(leader_mu_);
   void Accept() ABSL_LOCKS_EXCLUDED(mu_);
   // The stream that waited for a call will get none: the server is shutting down.
   void NotAccepted() ABSL_LOCKS_EXCLUDED(mu_);
@@ -72,6 +79,10 @@ class PoolService {
   // The queue may be shut down only when there is none.
   int live_ ABSL_GUARDED_BY(mu_) = 0;
   bool draining_ ABSL_GUARDED_BY(mu_) = false;
+
+  RankedMutex leader_mu_{LockRank::kLeaf};
+  bool led_ ABSL_GUARDED_BY(leader_mu_) = false;
+  bool ended_ ABSL_GUARDED_BY(leader_mu_) = false;
   std::vector<std::thread> threads_;
 };
 

@@ -68,16 +68,19 @@ bool Session::Kill() {
   return true;
 }
 
-bool Session::EndClean() {
+bool Session::Leave(SessionState next) {
   std::shared_ptr<SessionStream> stream;
   {
     RankedMutexLock lock(&mu_);
     if (state_ != SessionState::kAttached || !loans_.empty() || pending_bytes_ != 0) return false;
-    stream = MoveTo(SessionState::kEnded);
+    stream = MoveTo(next);
   }
   if (stream != nullptr) stream->End(absl::UnauthenticatedError("the session was detached"));
   return true;
 }
+
+bool Session::EndClean() { return Leave(SessionState::kEnded); }
+bool Session::Retire() { return Leave(SessionState::kDead); }
 
 bool Session::EndReaped() {
   RankedMutexLock lock(&mu_);

@@ -2,10 +2,13 @@
 //
 //   attached ──lifeline ends, or evicted──▶ detached ──process dies──▶ dead ──reaped──▶ ended
 //       │  ╰───────────────process dies──────────────────────────────▲
+//       ├──clean detach: nothing on loan, only handles in transit left──────────────▶ dead
 //       ╰──clean detach: nothing on loan, all slots free──────────────────────────────▶ ended
 //
-// Only an attached session is granted anything. What a detached one holds stays as it is: its
-// process lives and may still write to it. Only death, which the pidfd tells, lets it be reused.
+// "Dead" is a session whose client will not touch its memory any more, as its pidfd or the client
+// itself said. Only an attached session is granted anything. What a detached one holds stays as it
+// is: its process lives and may still write to it. Only death, which the pidfd tells, lets it be
+// reused.
 //
 // Invariants
 //  1. A span is in loans() from before the client learns of the grant until it is returned, or
@@ -80,11 +83,12 @@ class Session {
   // Of all spans that the client returned, ever.
   uint64_t returned_bytes() const { return returned_bytes_.load(std::memory_order_relaxed); }
 
-  // Each moves along one arrow; false if the state was another, or, for EndClean, if something is
-  // on loan or about to be. Detach and Kill end the stream.
+  // Each moves along one arrow; false if the state was another, or, for EndClean and Retire, if
+  // something is on loan or about to be. Detach and Kill end the stream.
   bool Detach(const absl::Status& why) ABSL_LOCKS_EXCLUDED(mu_);  // attached → detached
   bool Kill() ABSL_LOCKS_EXCLUDED(mu_);                           // attached, detached → dead
   bool EndClean() ABSL_LOCKS_EXCLUDED(mu_);                       // attached → ended
+  bool Retire() ABSL_LOCKS_EXCLUDED(mu_);                         // attached → dead
   bool EndReaped() ABSL_LOCKS_EXCLUDED(mu_);                      // dead, without loans → ended
 
   // Sets aside `bytes` of the limit for a grant under way, or says that they would exceed it.
@@ -105,9 +109,15 @@ class Session {
   bool SetStream(const std::shared_ptr<SessionStream>& stream) ABSL_LOCKS_EXCLUDED(mu_);
 
   // The reaper's thread only: how far it has come.
-  uint32_t next_slot_to_reap = 0;
+  struct Reaping {
+    uint32_t next_slot = 0;
+    // Slots in flight, on blocks that others refer to: they need a recount.
+    std::vector<uint32_t> ambiguous;
+  };
+  Reaping reaping;
 
  private:
+  bool Leave(SessionState next) ABSL_LOCKS_EXCLUDED(mu_);
   std::shared_ptr<SessionStream> MoveTo(SessionState next) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   Pool* const pool_;

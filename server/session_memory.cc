@@ -74,6 +74,7 @@ absl::StatusOr<std::unique_ptr<SessionMemory>> SessionMemory::Create(uint64_t da
   memory->segment_->layout_version = layout::kLayoutVersion;
   memory->segment_->slot_capacity = layout::kSlotCapacity;
   memory->slots_ = layout::SlotsOf(memory->segment_);
+  memory->notes_ = layout::NotesOf(memory->segment_);
   memory->session_fd_ = *std::move(session);
   return memory;
 }

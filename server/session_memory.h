@@ -8,13 +8,13 @@
 #ifndef SPANPOOL_SERVER_SESSION_MEMORY_H_
 #define SPANPOOL_SERVER_SESSION_MEMORY_H_
 
-#include <atomic>
 #include <cstdint>
 #include <memory>
 
 #include "absl/status/statusor.h"
 #include "proto/layout/packet.h"
 #include "proto/layout/session_segment.h"
+#include "proto/layout/slot.h"
 
 namespace spanpool {
 
@@ -33,11 +33,12 @@ class SessionMemory {
   // After they were sent.
   void CloseControlFd() { control_read_only_fd_.reset(); }
 
-  std::atomic<uint64_t>& slot(uint32_t index) { return slots_[index]; }
+  layout::SharedSlot& slot(uint32_t index) { return slots_[index]; }
+  layout::SlotNote& note(uint32_t index) { return notes_[index]; }
 
   struct SlotRange {
     uint32_t first = 0;
-    uint32_t end = 0;  // first == end: no slot from `from` on was ever written
+    uint32_t end = 0;  // first >= kSlotCapacity: no slot from `from` on was ever written
   };
   // The first run of slots at or after `from` that may have been written.
   SlotRange WrittenSlots(uint32_t from) const;
@@ -48,7 +49,8 @@ class SessionMemory {
   layout::UniqueFd session_fd_;
   layout::UniqueFd control_read_only_fd_;
   layout::SessionSegment* segment_ = nullptr;
-  std::atomic<uint64_t>* slots_ = nullptr;
+  layout::SharedSlot* slots_ = nullptr;
+  layout::SlotNote* notes_ = nullptr;
 };
 
 }  // namespace spanpool

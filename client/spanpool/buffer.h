@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <cstddef>
+#include <cstdint>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -15,7 +16,6 @@
 namespace spanpool {
 
 namespace internal {
-class Reference;
 class SessionCore;
 }  // namespace internal
 
@@ -63,15 +63,16 @@ class Buffer {
   //   RESOURCE_EXHAUSTED   this process has too many references
   absl::StatusOr<Handle> Share();
 
-  // Shares, and lets go: the reference stays with the session, in place of the handle's receiver,
-  // and is dropped once some process has taken a reference more than there were (the receiver
-  // opened the handle), or this process opened the handle, or the session ends.
+  // Shares, and lets go: the reference travels with the handle to whoever opens it next, and until
+  // then the block lives. If nobody does, Session::TakeBack gets it back; if this process ends or
+  // dies, the daemon keeps the reference for its grace period (`transit_grace_ms`).
   //
-  // So the receiver can count on the handle as long as this process lives. What is not promised: a
-  // receiver that opens and drops the block before the session next looks is not noticed, and the
-  // block then stays in use until the session ends. Where receivers are that quick, Share(), keep
-  // the Buffer, and drop it when the receiver answers.
+  // A handle stands for one reference: who is to open the block besides its receiver has to get a
+  // handle while somebody keeps a Buffer of it.
   // On an error this buffer is unchanged.
+  //   FAILED_PRECONDITION  as Share; or the block was sent before, and nobody has opened it since
+  //   RESOURCE_EXHAUSTED   this process has too many references
+  //   UNAVAILABLE          the block's references are being recounted after a death; try again
   absl::StatusOr<Handle> Send() &&;
 
   // Another owner in this process. Cheap: no shared memory is touched.
@@ -80,28 +81,27 @@ class Buffer {
  private:
   friend class Session;
   friend class internal::SessionCore;
-  Buffer(internal::SessionCore* core, internal::Reference* reference, void* data, size_t size)
-      : core_(core), data_(static_cast<std::byte*>(data)), size_(size), reference_(reference) {}
+  Buffer(internal::SessionCore* core, uintptr_t holding, void* data, size_t size)
+      : core_(core), data_(static_cast<std::byte*>(data)), size_(size), holding_(holding) {}
 
   void Take(Buffer& other) {
     core_ = std::exchange(other.core_, nullptr);
     data_ = std::exchange(other.data_, nullptr);
     size_ = std::exchange(other.size_, 0);
-    reference_.store(other.reference_.exchange(nullptr, std::memory_order_relaxed),
-                     std::memory_order_relaxed);
+    // Not exchange(), which is dear: neither buffer is in anybody else's use.
+    holding_.store(other.holding_.load(std::memory_order_relaxed), std::memory_order_relaxed);
+    other.holding_.store(0, std::memory_order_relaxed);
   }
   void Reset() {
     if (core_ != nullptr) Release();
   }
   void Release();
-  // The reference that this buffer is an owner of, made on first need.
-  internal::Reference* EnsureReference() const;
 
   internal::SessionCore* core_ = nullptr;
   std::byte* data_ = nullptr;
   size_t size_ = 0;
-  // Null while the block is private and this buffer its only owner.
-  mutable std::atomic<internal::Reference*> reference_{nullptr};
+  // How the block is held (client/buffer.cc): 0 while it is private and this buffer its only owner.
+  mutable std::atomic<uintptr_t> holding_{0};
 };
 
 }  // namespace spanpool

@@ -51,12 +51,18 @@ class Session {
   //   FAILED_PRECONDITION  the handle is another pool's, or of this pool before it was lost; or
   //                        this is a forked child
   //   INVALID_ARGUMENT     no pool gave this handle out
-  //   RESOURCE_EXHAUSTED   too many references: 16,383 processes to one block, about a million
-  //                        blocks in one process
+  //   RESOURCE_EXHAUSTED   too many references: 15,383 to one block, about a million in one process
+  //                        (every Buffer that was shared or opened is one; Buffer::Ref adds none)
   //   UNAVAILABLE          the block's references are being recounted; try again. Or its arena is
   //                        new to this process and the daemon does not answer
   //   DATA_LOSS            some process wrote over the pool's tables
   absl::StatusOr<Buffer> Open(const Handle& handle);
+
+  // Opens what this session sent with the handle (Buffer::Send), if nobody has opened it yet: when
+  // its receiver is gone, or the user gives up.
+  //   NOT_FOUND  it was opened, or this session never sent it
+  //   and as Open
+  absl::StatusOr<Buffer> TakeBack(const Handle& handle);
 
   // As malloc: uninitialised, aligned to 16 bytes (8 for up to 8 bytes), nullptr when the pool is
   // full. The block is private to this process.

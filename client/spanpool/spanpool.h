@@ -10,12 +10,14 @@
 //
 //   auto same = (*session)->Open(*handle);
 //
-// This header is all a user includes. Reading order: session.h, buffer.h, handle.h, options.h.
+// This header is all a user includes. Reading order: session.h, buffer.h, handle.h, channel.h,
+// options.h.
 
 #ifndef SPANPOOL_SPANPOOL_H_
 #define SPANPOOL_SPANPOOL_H_
 
 #include "spanpool/buffer.h"
+#include "spanpool/channel.h"
 #include "spanpool/handle.h"
 #include "spanpool/options.h"
 #include "spanpool/session.h"

@@ -17,6 +17,7 @@
 
 #include "allocator/units.h"
 #include "proto/layout/block_word.h"
+#include "proto/layout/step.h"
 
 namespace spanpool::layout {
 
@@ -48,6 +49,7 @@ inline void SetHint(BlockTable& table, PageId page) {
   SharedWord& word = table.hints[page.value() % kPagesPerArena / 64];
   // The common case is that the page is marked already; a plain look keeps the line shared.
   if ((word.load(std::memory_order_relaxed) & bit) == 0) {
+    SPANPOOL_STEP("hint.set");
     word.fetch_or(bit, std::memory_order_release);
   }
 }
@@ -56,6 +58,7 @@ inline bool TakeHint(BlockTable& table, PageId page) {
   const uint64_t bit = uint64_t{1} << (page.value() % 64);
   SharedWord& word = table.hints[page.value() % kPagesPerArena / 64];
   if ((word.load(std::memory_order_relaxed) & bit) == 0) return false;
+  SPANPOOL_STEP("hint.take");
   return (word.fetch_and(~bit, std::memory_order_acquire) & bit) != 0;
 }
 
@@ -69,6 +72,7 @@ inline bool CollectBlock(SharedWord& shared) {
   if (word.is_private()) return true;
   if (!word.freed() || word.refs() != 0 || word.frozen()) return false;
   if (word.generation() == kMaxGeneration) return false;
+  SPANPOOL_STEP("collect.4");
   // Fails only if somebody scribbles or a reaper froze the word: then it is not ours to take.
   return shared.compare_exchange_strong(bits, word.Collected().bits(), std::memory_order_acq_rel);
 }

@@ -1,8 +1,13 @@
 // The two segments of a session, each a sealed memfd.
 //
-// SessionSegment is written by the client and read by the daemon, which believes none of it: a lie
-// here costs the liar its session. ControlSegment is written by the daemon; the client gets a
-// descriptor that is open for reading only.
+//   SessionSegment   offset 0        header: version, counters
+//                    offset 4096     slots, one for each reference of the process: 8 MiB
+//                    then            notes, one for each slot: 16 MiB
+//
+// Slots and notes are memory only once they are written. SessionSegment is written by the client
+// and read by the daemon, which believes none of it: a lie here costs the liar its session. The
+// daemon has one too, "session 0", for what it holds itself. ControlSegment is written by the
+// daemon; the client gets a descriptor that is open for reading only.
 
 #ifndef SPANPOOL_PROTO_LAYOUT_SESSION_SEGMENT_H_
 #define SPANPOOL_PROTO_LAYOUT_SESSION_SEGMENT_H_
@@ -36,11 +41,17 @@ struct SessionSegment {
 static_assert(std::is_standard_layout_v<SessionSegment> && sizeof(SessionSegment) == 4096);
 
 inline constexpr uint32_t kSlotCapacity = 1 << 20;
+inline constexpr size_t kNotesOffset =
+    sizeof(SessionSegment) + size_t{kSlotCapacity} * sizeof(SharedSlot);
 inline constexpr size_t kSessionSegmentBytes =
-    sizeof(SessionSegment) + size_t{kSlotCapacity} * sizeof(uint64_t);
+    kNotesOffset + size_t{kSlotCapacity} * sizeof(SlotNote);
+static_assert(kSessionSegmentBytes == 4096 + (24 << 20));
 
-inline std::atomic<uint64_t>* SlotsOf(SessionSegment* segment) {
-  return reinterpret_cast<std::atomic<uint64_t>*>(segment + 1);
+inline SharedSlot* SlotsOf(SessionSegment* segment) {
+  return reinterpret_cast<SharedSlot*>(segment + 1);
+}
+inline SlotNote* NotesOf(SessionSegment* segment) {
+  return reinterpret_cast<SlotNote*>(reinterpret_cast<std::byte*>(segment) + kNotesOffset);
 }
 
 struct ControlSegment {

@@ -20,7 +20,7 @@ ARROWS = {
     "client": {"client", "allocator", "proto"},
     "server": {"server", "allocator", "proto"},
     "cli": {"cli", "client", "allocator", "proto"},
-    "bench": {"bench", "client", "allocator", "proto"},
+    "bench": {"bench", "client", "allocator", "proto", "tests"},  # tests/support, by visibility
     "tests": {"tests", "client", "allocator", "proto"},
     "examples": {"examples", "client", "allocator", "proto"},
 }

@@ -1,0 +1,77 @@
+#include "bench/pool_daemon.h"
+
+#include <grpcpp/grpcpp.h>
+#include <signal.h>
+
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "bench/child.h"
+
+namespace spanpool::bench {
+namespace {
+
+std::string ConfigOf(const PoolDaemon::Options& options) {
+  std::string pool = "name: \"default\"";
+  if (options.limit_bytes != 0) absl::StrAppend(&pool, " limit_bytes: ", options.limit_bytes);
+  if (options.reserve_bytes) absl::StrAppend(&pool, " reserve_bytes: ", *options.reserve_bytes);
+  if (!options.arena_kind.empty()) absl::StrAppend(&pool, " arena_kind: ", options.arena_kind);
+  return absl::StrCat("pool { ", pool, " }\n");
+}
+
+std::string LastLine(std::string text) {
+  while (!text.empty() && text.back() == '\n') text.pop_back();
+  return text.substr(text.rfind('\n') + 1);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<PoolDaemon>> PoolDaemon::Start(const Options& options) {
+  std::string run_dir = testing::TemporaryDirectory();
+  const std::string config = run_dir + "/config.textproto";
+  std::ofstream(config) << ConfigOf(options);
+  std::vector<std::string> arguments = {BuiltPath("server/spanpoold"), "--run_dir", run_dir,
+                                        "--config", config};
+  arguments.insert(arguments.end(), options.flags.begin(), options.flags.end());
+  // Owns the directory from here on.
+  std::unique_ptr<PoolDaemon> daemon(
+      new PoolDaemon(std::move(run_dir), std::make_unique<testing::Process>(arguments)));
+  if (daemon->process_->ReadLine() != "READY") {
+    return absl::AbortedError(
+        absl::StrCat("the daemon did not start: ", LastLine(daemon->process_->standard_error())));
+  }
+  return daemon;
+}
+
+PoolDaemon::PoolDaemon(std::string run_dir, std::unique_ptr<testing::Process> process)
+    : run_dir_(std::move(run_dir)),
+      process_(std::move(process)),
+      admin_(v1::Admin::NewStub(grpc::CreateChannel("unix:" + run_dir_ + "/grpc.sock",
+                                                    grpc::InsecureChannelCredentials()))) {}
+
+PoolDaemon::~PoolDaemon() {
+  process_->Signal(SIGKILL);
+  process_->Wait();
+  std::error_code ignored;
+  std::filesystem::remove_all(run_dir_, ignored);
+}
+
+absl::StatusOr<v1::PoolStatus> PoolDaemon::Status() {
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(60));
+  v1::GetStatusRequest request;
+  request.set_pool("default");
+  v1::GetStatusResponse response;
+  const grpc::Status status = admin_->GetStatus(&context, request, &response);
+  if (!status.ok()) {
+    return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
+  }
+  if (response.pools_size() != 1) return absl::InternalError("GetStatus has no pool default");
+  return response.pools(0);
+}
+
+}  // namespace spanpool::bench

@@ -1,0 +1,135 @@
+// The free slots of the session segment, by thread.
+//
+// A slot is taken with every reference and given back with its end, so this is on the path of each
+// hand-over. Each thread keeps a stock of up to 64 free slots, which it takes from and gives to
+// without a lock or an atomic instruction; what is above or below goes to the session's list, half
+// a stock at a time. A slot may be given back by another thread than took it.
+//
+// The stock is also where a thread counts what it did.
+//
+// Life
+//  * A thread's end returns its stock. Its counts stay.
+//  * A session's end leaves its stocks behind in the threads; each is known by a number that is
+//    never used again, and what it points at is not looked at.
+//  * After a thread's thread-local objects are destroyed a stock may still be used: it is returned
+//    by a later round of the destructors of POSIX keys.
+//  * In a forked child all stocks of the parent are forgotten.
+//
+// Thread-safe. Locks: the registry (kSessionTable), one for the process, taken when a thread first
+// uses a session and when it ends; a leaf for the session's list.
+
+#ifndef SPANPOOL_CLIENT_SLOT_STOCKS_H_
+#define SPANPOOL_CLIENT_SLOT_STOCKS_H_
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/base/optimization.h"
+#include "absl/base/thread_annotations.h"
+#include "allocator/lock_rank.h"
+#include "proto/layout/session_segment.h"
+
+namespace spanpool::internal {
+
+class SlotStocks {
+ public:
+  static constexpr uint32_t kNoSlot = UINT32_MAX;
+
+  // What threads did, in all.
+  struct Counts {
+    uint64_t shares = 0;
+    uint64_t opens = 0;
+    uint64_t releases = 0;
+    uint64_t sends = 0;
+  };
+
+  // One thread's. Its counts are written by the thread alone and read by anyone.
+  class Stock {
+   public:
+    void CountShare() { Count(&shares_); }
+    void CountOpen() { Count(&opens_); }
+    void CountRelease() { Count(&releases_); }
+    void CountSend() { Count(&sends_); }
+
+   private:
+    friend class SlotStocks;
+    static constexpr uint32_t kMost = 64;
+    static void Count(std::atomic<uint64_t>* count) {
+      // relaxed: one writer.
+      count->store(count->load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+    }
+
+    uint32_t size_ = 0;
+    uint32_t slots_[kMost];
+    std::atomic<uint64_t> shares_{0};
+    std::atomic<uint64_t> opens_{0};
+    std::atomic<uint64_t> releases_{0};
+    std::atomic<uint64_t> sends_{0};
+  };
+
+  // `segment` is mapped for writing and outlives this; `capacity` slots of it may be used.
+  SlotStocks(layout::SessionSegment* segment, uint32_t capacity);
+  ~SlotStocks();
+  SlotStocks(const SlotStocks&) = delete;
+  SlotStocks& operator=(const SlotStocks&) = delete;
+
+  // The calling thread's stock.
+  Stock& Mine() {
+    const Known& known = known_stocks.of[0];
+    if (ABSL_PREDICT_TRUE(known.id == id_)) return *known.stock;
+    return FindMine();
+  }
+
+  // A slot that is FREE, from now on the caller's; kNoSlot if all are in use.
+  uint32_t Take(Stock& mine) {
+    if (ABSL_PREDICT_FALSE(mine.size_ == 0) && !Refill(mine)) return kNoSlot;
+    return mine.slots_[--mine.size_];
+  }
+  // Gives back a slot whose word is FREE.
+  void Give(Stock& mine, uint32_t slot) {
+    if (ABSL_PREDICT_FALSE(mine.size_ == Stock::kMost)) Empty(mine, Stock::kMost / 2);
+    mine.slots_[mine.size_++] = slot;
+  }
+
+  Counts counts() ABSL_LOCKS_EXCLUDED(mu_);
+  // Slots that were ever taken are below this.
+  uint32_t slots_used() ABSL_LOCKS_EXCLUDED(mu_);
+
+ private:
+  friend struct SlotStocksRegistry;
+  struct Known {
+    uint64_t id = 0;  // of the session's stocks; 0 = none
+    Stock* stock = nullptr;
+  };
+  // The stocks of the sessions that the thread used last. Trivially destructible: it can be used
+  // for as long as the thread runs.
+  struct KnownStocks {
+    Known of[4];
+  };
+  static constinit thread_local KnownStocks known_stocks __attribute__((tls_model("initial-exec")));
+
+  Stock& FindMine();
+  bool Refill(Stock& mine) ABSL_LOCKS_EXCLUDED(mu_);
+  // Moves all but `keep` slots to the session's list.
+  void Empty(Stock& mine, uint32_t keep) ABSL_LOCKS_EXCLUDED(mu_);
+  // A thread needs `stock` no more.
+  void Retire(Stock* stock) ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Constant after construction.
+  const uint64_t id_;
+  layout::SessionSegment* const segment_;
+  const uint32_t capacity_;
+
+  RankedMutex mu_{LockRank::kLeaf};
+  std::vector<uint32_t> free_ ABSL_GUARDED_BY(mu_);
+  uint32_t used_ ABSL_GUARDED_BY(mu_) = 0;
+  std::vector<std::unique_ptr<Stock>> stocks_ ABSL_GUARDED_BY(mu_);
+  std::vector<Stock*> spare_ ABSL_GUARDED_BY(mu_);  // of stocks_: no thread's
+};
+
+}  // namespace spanpool::internal
+
+#endif  // SPANPOOL_CLIENT_SLOT_STOCKS_H_

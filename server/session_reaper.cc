@@ -1,0 +1,172 @@
+#include "server/session_reaper.h"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/time/clock.h"
+#include "proto/layout/block_word.h"
+#include "proto/layout/reference_protocol.h"
+#include "proto/layout/session_segment.h"
+#include "proto/layout/step.h"
+#include "server/session_memory.h"
+
+namespace spanpool {
+namespace {
+
+using layout::BlockWord;
+using layout::Slot;
+using layout::SlotState;
+using layout::TakeResult;
+
+// Words in one recount. An honest process dies with one for each of its threads, and a few.
+constexpr size_t kMaxBatch = 65536;
+constexpr uint32_t kSpansAtATime = 64;
+
+}  // namespace
+
+ReapProgress SessionReaper::Reap(Session& session, uint32_t budget) {
+  SessionMemory& memory = session.memory();
+  Session::Reaping& reaping = session.reaping;
+  while (reaping.next_slot < layout::kSlotCapacity) {
+    const SessionMemory::SlotRange range = memory.WrittenSlots(reaping.next_slot);
+    reaping.next_slot = range.first;
+    while (reaping.next_slot < range.end) {
+      if (budget == 0) return ReapProgress::kMore;
+      --budget;
+      const uint32_t index = reaping.next_slot++;
+      if (!ReapSlot(session, index)) reaping.ambiguous.push_back(index);
+    }
+  }
+  while (!reaping.ambiguous.empty()) {
+    if (!RecountAmbiguous(session)) return ReapProgress::kPutOff;
+  }
+  // Every slot is FREE: only now may the spans be used again.
+  while (session.loan_count() != 0) {
+    if (budget == 0) return ReapProgress::kMore;
+    const std::vector<Span*> spans = session.TakeLoans(std::min(budget, kSpansAtATime));
+    for (Span* span : spans) options_.heap->Return(span);
+    options_.returned(spans.size());
+    budget -= static_cast<uint32_t>(spans.size());
+  }
+  return ReapProgress::kDone;
+}
+
+bool SessionReaper::ReapSlot(Session& session, uint32_t index) {
+  layout::SharedSlot& shared = session.memory().slot(index);
+  const Slot slot(shared.load(std::memory_order_acquire));
+  switch (slot.state()) {
+    case SlotState::kFree:
+      if (slot.bits() != 0) layout::FreeSlot(shared);  // free with a granule: harmless
+      return true;
+    case SlotState::kVoid:
+      layout::FreeSlot(shared);
+      return true;
+    case SlotState::kHeld:
+    case SlotState::kTransit:
+    case SlotState::kAcquiring:
+    case SlotState::kReleasing:
+      break;
+    default:
+      options_.lie(session, "a slot in no known state");
+      layout::FreeSlot(shared);
+      return true;
+  }
+  layout::SharedWord* const word = options_.arenas->WordOf(slot.granule());
+  if (word == nullptr) {
+    options_.lie(session, "a slot that names a granule never lent");
+    layout::FreeSlot(shared);
+    return true;
+  }
+  if (slot.in_flight()) {
+    const BlockWord now(word->load(std::memory_order_acquire));
+    if (now.refs() != 0) return false;
+    // The process may have set FREED and died before it set the hint.
+    const PageId page = PageOf(slot.granule());
+    if (now.freed()) layout::SetHint(*options_.arenas->TableOf(ArenaOf(page)), page);
+    layout::FreeSlot(shared);
+    return true;
+  }
+  if (slot.state() == SlotState::kTransit) ReapTransit(session, index, slot);
+  DropReference(shared, *word, slot.granule());
+  return true;
+}
+
+void SessionReaper::ReapTransit(Session& session, uint32_t index, Slot slot) {
+  const layout::SlotNote& note = session.memory().note(index);
+  if (!options_.worker->IsUnderWay(slot, note)) return;
+  absl::Status adopted = options_.worker->Adopt(slot, note, absl::Now() + options_.transit_grace);
+  if (adopted.ok()) return;
+  options_.lost_transit(session, adopted);
+  if (!slot.noted()) {
+    (void)layout::TakeSent(*options_.arenas->WordOf(slot.granule()), slot.send_number());
+  }
+}
+
+void SessionReaper::DropReference(layout::SharedSlot& slot, layout::SharedWord& word,
+                                  GranuleId granule) {
+  // The intent first: should this process die too, its successor finds it in the slot.
+  layout::BeginRelease(slot, granule);
+  uint64_t bits = word.load(std::memory_order_acquire);
+  for (int tries = 0;; ++tries) {
+    const BlockWord current(bits);
+    // A sharer that died before its word said so.
+    if (current.refs() == 0) break;
+    if (current.frozen() || current.freed()) {
+      // Nobody is recounting, and a freed word has no references: somebody scribbled.
+      options_.quarantine(granule, "its word makes no sense");
+      break;
+    }
+    if (tries == layout::kMaxWordTries) {
+      options_.quarantine(granule, "its word never stood still");
+      break;
+    }
+    SPANPOOL_STEP("reap.5c");
+    if (word.compare_exchange_weak(bits, current.Released().bits(), std::memory_order_acq_rel,
+                                   std::memory_order_acquire)) {
+      if (current.refs() == 1) {
+        const PageId page = PageOf(granule);
+        layout::SetHint(*options_.arenas->TableOf(ArenaOf(page)), page);
+      }
+      break;
+    }
+  }
+  layout::FreeSlot(slot);
+}
+
+bool SessionReaper::RecountAmbiguous(Session& session) {
+  std::vector<uint32_t>& ambiguous = session.reaping.ambiguous;
+  SessionMemory& memory = session.memory();
+  std::vector<GranuleId> batch;
+  absl::flat_hash_map<GranuleId, size_t> index;
+  for (const uint32_t slot : ambiguous) {
+    const GranuleId granule = Slot(memory.slot(slot).load()).granule();
+    // A slot that changed since it was read is one of a liar that is not dead.
+    if (options_.arenas->WordOf(granule) == nullptr || batch.size() == kMaxBatch) continue;
+    if (index.emplace(granule, batch.size()).second) batch.push_back(granule);
+  }
+  const std::vector<Recounter::Result> results = options_.recounter->Recount(batch);
+  bool any_put_off = false;
+  for (size_t i = 0; i < batch.size(); ++i) {
+    if (results[i] == Recounter::Result::kLost) {
+      options_.quarantine(batch[i], "somebody writes over its word");
+    }
+    any_put_off |= results[i] == Recounter::Result::kPutOff;
+  }
+  std::vector<uint32_t> left;
+  for (const uint32_t slot : ambiguous) {
+    const auto found = index.find(Slot(memory.slot(slot).load()).granule());
+    if (found != index.end() && results[found->second] == Recounter::Result::kLost) {
+      layout::FreeSlot(memory.slot(slot));
+    } else if (!ReapSlot(session, slot)) {
+      left.push_back(slot);
+    }
+  }
+  // Each round settles what it looked at, or is told to wait.
+  const bool progress = left.size() < ambiguous.size();
+  ambiguous.swap(left);
+  return ambiguous.empty() || (progress && !any_put_off);
+}
+
+}  // namespace spanpool

@@ -9,6 +9,7 @@
 #include "absl/synchronization/mutex.h"
 #include "allocator/check.h"
 #include "proto/layout/block_table.h"
+#include "proto/layout/step.h"
 
 namespace spanpool::internal {
 namespace {
@@ -329,6 +330,7 @@ uint32_t SessionCache::SweepLocked(ClassCache& cache, uint32_t wanted) {
 }
 
 void SessionCache::RetireLocked(ClassCache& cache, ClientSpan* span) {
+  SPANPOOL_STEP("return.retire");
   UnlinkLocked(cache, span);
   if (span->away > 0) {
     cache.to_sweep.Remove(span);
@@ -366,14 +368,16 @@ absl::StatusOr<ExchangeResult> SessionCache::ExchangeNow(absl::Span<const SpanWi
   }
   {
     RankedMutexLock lock(&mu_);
-    const size_t count = std::min(returns_.size(), kReturnsPerMessage);
+    const size_t count = prefaulting_ > 0 ? 0 : std::min(returns_.size(), kReturnsPerMessage);
     returns.assign(returns_.end() - static_cast<ptrdiff_t>(count), returns_.end());
     returns_.resize(returns_.size() - count);
     if (returns_.empty()) returns_bytes_ = 0;
   }
   if (returns.empty()) EndReturning();
   exchanges_.fetch_add(1, std::memory_order_relaxed);
+  SPANPOOL_STEP("exchange.send");
   absl::StatusOr<ExchangeResult> result = source_->Exchange(returns, wishes);
+  SPANPOOL_STEP("exchange.answered");
   if (!returns.empty()) EndReturning();
   return result;
 }
@@ -410,9 +414,17 @@ uint32_t SessionCache::AdoptAll(const ExchangeResult& result, SpanClass wanted,
 }
 
 void SessionCache::Prefault(PageRange pages) {
-  if (Bytes(pages.count) <= kMaxPrefaultBytes && pages_->NoteMapped(pages)) {
-    range_->Prefault(OffsetOf(pages.first), Bytes(pages.count));
+  if (Bytes(pages.count) > kMaxPrefaultBytes) return;
+  {
+    RankedMutexLock lock(&mu_);
+    // Another thread may have retired the span already. A retired span leaves the page map first.
+    const ClientSpan* const span = pages_->SpanOf(pages.first);
+    if (span == nullptr || span->pages != pages || !pages_->NoteMapped(pages)) return;
+    ++prefaulting_;
   }
+  range_->Prefault(OffsetOf(pages.first), Bytes(pages.count));
+  RankedMutexLock lock(&mu_);
+  --prefaulting_;
 }
 
 absl::Status SessionCache::Fetch(CacheClass c, PageCount alignment) {
@@ -513,6 +525,8 @@ absl::Status SessionCache::FlushReturns() {
   size_t messages;
   {
     RankedMutexLock lock(&mu_);
+    mu_.Await(absl::Condition(
+        +[](int* prefaulting) { return *prefaulting == 0; }, &prefaulting_));
     messages = (returns_.size() + kReturnsPerMessage - 1) / kReturnsPerMessage;
   }
   // Counted first: answers may bring more to return.
@@ -558,6 +572,7 @@ absl::Status SessionCache::Adopt(const SpanGrant& grant) {
   absl::Status mapped = range_->EnsureMapped(OffsetOf(grant.pages.first), Bytes(grant.pages.count));
   if (!mapped.ok()) return refuse(mapped);
 
+  SPANPOOL_STEP("exchange.adopt");
   ClientSpan* const span = NewRecord();
   span->span_class = grant.span_class;
   span->pages = grant.pages;

@@ -210,6 +210,10 @@ class SessionCache {
   uint64_t returns_bytes_ ABSL_GUARDED_BY(mu_) = 0;
   std::vector<CacheClass> low_classes_ ABSL_GUARDED_BY(mu_);
   std::vector<PageRange> to_prefault_ ABSL_GUARDED_BY(mu_);
+  // Threads that touch pages of spans which are on loan. Meanwhile no return leaves: the daemon may
+  // give the memory of what it has back to the machine, and touching it would bring it into being
+  // behind the daemon's back.
+  int prefaulting_ ABSL_GUARDED_BY(mu_) = 0;
   std::vector<std::unique_ptr<ClientSpan[]>> record_chunks_ ABSL_GUARDED_BY(mu_);
   ClientSpan* free_records_ ABSL_GUARDED_BY(mu_) = nullptr;
 };

@@ -313,14 +313,6 @@ void SessionCore::GiveSettled() {
   }
 }
 
-void SessionCore::GiveBack(uint64_t bytes) {
-  // If the daemon does not answer, the returns are sent once it does.
-  const uint64_t idle = bytes == UINT64_MAX ? 0 : cache_->Reclaim(bytes).value_or(0);
-  if (idle >= bytes) return;
-  threads_->DrainOthers();
-  cache_->Reclaim(bytes - idle).status().IgnoreError();
-}
-
 absl::Time SessionCore::Settle(absl::Time now) {
   if (settle_at_ > now && settle_at_ != absl::InfiniteFuture()) return settle_at_;
   GiveSettled();
@@ -336,6 +328,14 @@ absl::Time SessionCore::Settle(absl::Time now) {
   settle_at_ = now + settle_pause_;
   settle_pause_ = std::min(2 * settle_pause_, kLongestSettlePause);
   return settle_at_;
+}
+
+void SessionCore::GiveBack(uint64_t bytes) {
+  // If the daemon does not answer, the returns are sent once it does.
+  const uint64_t idle = bytes == UINT64_MAX ? 0 : cache_->Reclaim(bytes).value_or(0);
+  if (idle >= bytes) return;
+  threads_->DrainOthers();
+  cache_->Reclaim(bytes - idle).status().IgnoreError();
 }
 
 absl::Time SessionCore::KeepHouse(absl::Time now) {

@@ -152,21 +152,20 @@ class SessionCore final : public SessionLife {
                                       absl::Duration timeout);
   // The block at `data`, of this session and in the user's hands, goes back.
   void FreeBlock(void* data);
-  // Gives the session cache what came free meanwhile, past the calling thread's stacks: for a thread
-  // that allocates nothing.
-  void GiveSettled();
-  // Returns what is idle: spans of the session cache first; if those are less than `bytes`, also
-  // what the blocks in threads' stacks keep here.
-  void GiveBack(uint64_t bytes);
   absl::StatusOr<Buffer> BufferOf(const absl::StatusOr<References::Opened>& opened);
-  // The housekeeper's part in that; when to do it again.
-  absl::Time Settle(absl::Time now);
   // Frees what came free while nobody looked; a few references of those that were sent, or all.
   void FreeSettled(bool all);
   // Whether blocks of the span can be shared.
   absl::Status CheckShareable(const void* data) const;
   // Has the housekeeper look whether what was sent has arrived.
   void NoteSent();
+  // The same, all of it, past the calling thread's stacks, for one that allocates nothing.
+  void GiveSettled();
+  // The housekeeper's part in that; when to do it again.
+  absl::Time Settle(absl::Time now);
+  // Returns what is idle: spans of the session cache first; if those are less than `bytes`, also
+  // what the blocks in threads' stacks keep here.
+  void GiveBack(uint64_t bytes);
   bool WakeHousekeeper() { return housekeeper_ != nullptr && housekeeper_->Wake(); }
 
   // Constant after construction.

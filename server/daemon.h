@@ -47,6 +47,7 @@ class Daemon {
   void Stop();
 
   const std::string& run_directory() const { return run_directory_.path(); }
+  const std::vector<std::unique_ptr<Pool>>& pools() const { return pools_; }
 
  private:
   Daemon(DaemonConfig config, RunDirectory run_directory);

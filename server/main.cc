@@ -2,6 +2,8 @@
 //
 // Exit status: 0 after SIGTERM or SIGINT, 1 if it could not serve, 2 for wrong usage.
 
+#include <systemd/sd-daemon.h>
+
 #include <csignal>
 #include <cstdio>
 #include <string>
@@ -88,6 +90,7 @@ int Main(int argc, char** argv) {
   if (!daemon.ok()) return Fail(kFailed, std::string(daemon.status().message()));
   std::puts("READY");
   std::fflush(stdout);
+  sd_notify(0, "READY=1");  // does nothing unless systemd started us
 
   int signal_number = 0;
   for (;;) {
@@ -98,6 +101,7 @@ int Main(int argc, char** argv) {
                signal_number == SIGHUP ? "SIGHUP" : "SIGUSR2");
   }
   Log().info("{}: draining", signal_number == SIGTERM ? "SIGTERM" : "SIGINT");
+  sd_notify(0, "STOPPING=1");
   // A second one ends it at once.
   pthread_sigmask(SIG_UNBLOCK, &stop_signals, nullptr);
   (*daemon)->Stop();

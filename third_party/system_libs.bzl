@@ -37,6 +37,7 @@ _LIBRARIES = {
     "nlohmann_json": ("nlohmann_json", "nlohmann-json3-dev"),
     "protobuf": ("protobuf", "libprotobuf-dev"),
     "spdlog": ("spdlog", "libspdlog-dev"),
+    "systemd": ("libsystemd", "libsystemd-dev"),
 }
 
 # Libraries without a pkg-config file: target name -> (linker options, Debian package).

@@ -34,7 +34,7 @@ namespace spanpool::layout {
 
 inline constexpr uint32_t kAttachMagic = 0x4c505053;  // "SPPL"
 // Raised whenever any struct or rule under proto/layout/ changes.
-inline constexpr uint32_t kLayoutVersion = 2;
+inline constexpr uint32_t kLayoutVersion = 3;
 
 inline constexpr size_t kPoolNameBytes = 64;  // with the terminating zero
 inline constexpr size_t kMessageBytes = 320;

@@ -15,12 +15,20 @@ namespace spanpool::testing {
 Actor::Actor(const Process::Options& options)
     : process_({Runfile("tests/support/actor_main")}, options) {}
 
+Actor Actor::WithSteps() { return Actor(Process({Runfile("tests/support/stepping_actor_main")})); }
+
 absl::StatusOr<std::string> Actor::Do(const std::string& command) {
-  process_.WriteLine(command);
+  Begin(command);
+  absl::StatusOr<std::string> answer = End();
+  if (answer.ok()) return answer;
+  return absl::Status(answer.status().code(),
+                      absl::StrCat(command, ": ", answer.status().message()));
+}
+
+absl::StatusOr<std::string> Actor::End() {
   const std::optional<std::string> line = process_.ReadLine();
   if (!line.has_value()) {
-    return absl::UnavailableError(
-        absl::StrCat("no answer to '", command, "'\n", process_.standard_error()));
+    return absl::UnavailableError(absl::StrCat("no answer\n", process_.standard_error()));
   }
   absl::string_view answer = *line;
   if (absl::ConsumePrefix(&answer, "ok")) {

@@ -8,6 +8,7 @@
 #include <sys/types.h>
 
 #include <string>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -19,6 +20,12 @@ class Actor {
  public:
   Actor() : Actor(Process::Options()) {}
   explicit Actor(const Process::Options& options);
+  // One whose process can be made to stop or die at a step of the protocol: "arm", "passed".
+  static Actor WithSteps();
+
+  // The two halves of Do(), for commands during which something else is to happen.
+  void Begin(const std::string& command) { process_.WriteLine(command); }
+  absl::StatusOr<std::string> End();
 
   // Sends a command of actor_main.cc and waits for its answer: what stands after "ok", or the error
   // that the library reported. UNAVAILABLE: the process is gone.
@@ -30,6 +37,8 @@ class Actor {
   pid_t pid() const { return process_.pid(); }
 
  private:
+  explicit Actor(Process process) : process_(std::move(process)) {}
+
   Process process_;
 };
 

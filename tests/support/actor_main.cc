@@ -7,7 +7,10 @@
 //   check NAME SEED                  "ok" only if every byte is that of the pattern
 //   size NAME | address NAME
 //   share NAME                       answers the handle
+//   send NAME                        answers the handle
 //   open NAME HANDLE
+//   take_back NAME HANDLE
+//   ref NAME OTHER                   NAME is another owner of what OTHER has
 //   drop NAME
 //   malloc NAME BYTES                also fills the block
 //   free NAME
@@ -20,12 +23,23 @@
 //                                    then on
 //   busy COUNT                       threads that allocate, write, check and free without a pause
 //   calm                             ends them; an error if a byte was not what was written
+//   churn HANDLE                     a thread that opens and drops that block without a pause, and
+//                                    shares, sends and opens blocks of its own
+//   still                            ends it: how often it opened the block
 //   fork                             in a child: tries to allocate, answers the child's status code
 //   fork_read NAME                   in a child: reads the buffer's first byte; answers 0, or minus
 //                                    the signal that ended the child
 //   leave                            destroys the session (buffers live on)
 //   quit
+//
+// In the build with steps (proto/layout/step.h):
+//   arm kill|stop N                  the main thread's N-th step from now kills or stops the
+//   process arm kill|stop NAME               its next step of that name does passed how many steps
+//   it has passed since, and the name of the last settle                           lets go of what
+//   was sent and has arrived give_back                        returns all that is idle to the
+//   daemon
 
+#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -46,6 +60,11 @@
 #include "absl/time/time.h"
 #include "spanpool/spanpool.h"
 
+#ifdef SPANPOOL_STEPS
+#include "client/session_core.h"
+#include "proto/layout/step.h"
+#endif
+
 namespace {
 
 using spanpool::Buffer;
@@ -60,10 +79,31 @@ void Fill(std::byte* data, size_t size, uint64_t seed) {
   for (size_t i = 0; i < size; ++i) data[i] = std::byte{PatternByte(seed, i)};
 }
 
+#ifdef SPANPOOL_STEPS
+// What the main thread does at its steps. Other threads pass theirs unharmed.
+struct Steps {
+  pthread_t thread;
+  int64_t passed = 0;
+  int64_t at = 0;  // 0 = none
+  std::string at_name;
+  int signal = 0;
+  std::string last;
+};
+Steps steps;
+
+void Step(const char* name) {
+  if (!pthread_equal(pthread_self(), steps.thread)) return;
+  steps.last = name;
+  if (++steps.passed == steps.at || steps.at_name == name) raise(steps.signal);
+}
+#endif
+
 class ActorProcess {
  public:
   ~ActorProcess() {
     calm_ = true;
+    still_ = true;
+    for (std::thread& thread : churning_) thread.join();
     stop_ = true;
     stop_.notify_all();
     for (std::thread& thread : busy_) thread.join();
@@ -93,9 +133,41 @@ class ActorProcess {
     if (verb == "idle_thread") return IdleThread(words);
     if (verb == "busy") return Busy(words);
     if (verb == "calm") return Calm();
+    if (verb == "still") return Still();
+#ifdef SPANPOOL_STEPS
+    if (verb == "arm") {
+      words >> name;
+      std::string at;
+      words >> at;
+      const bool counted = at.find_first_not_of("0123456789") == std::string::npos;
+      steps = {.thread = pthread_self(),
+               .at = counted ? std::stoll(at) : 0,
+               .at_name = counted ? "" : at,
+               .signal = name == "kill" ? SIGKILL : SIGSTOP,
+               .last = ""};
+      spanpool::layout::step_hook = &Step;
+      return Ok();
+    }
+    if (verb == "passed") {
+      spanpool::layout::step_hook = nullptr;
+      return Ok(std::to_string(steps.passed) + " " + steps.last);
+    }
+    if (verb == "settle" || verb == "give_back") {
+      spanpool::internal::SessionCore* const core =
+          spanpool::internal::SessionCore::CoreOf(*session_);
+      if (verb == "settle") {
+        core->references().Settle();
+        return Ok();
+      }
+      core->DrainMyStacks();
+      const absl::StatusOr<uint64_t> bytes = core->cache().Reclaim();
+      return bytes.ok() ? Ok(std::to_string(*bytes)) : Error(bytes.status());
+    }
+#endif
     words >> name;
     if (verb == "allocate") return Allocate(name, words);
-    if (verb == "open") return Open(name, words);
+    if (verb == "open" || verb == "take_back") return Open(name, words, verb == "take_back");
+    if (verb == "churn") return ChurnShared(name);
     if (verb == "malloc") return Malloc(name, words);
     if (verb == "free") {
       session_->Free(blocks_.at(name));
@@ -106,6 +178,7 @@ class ActorProcess {
       session_->Free(reinterpret_cast<void*>(std::stoull(name, nullptr, 16)));
       return Ok();
     }
+    if (verb == "ref") buffers_[name];
     const auto found = buffers_.find(name);
     if (found == buffers_.end()) return Error(absl::NotFoundError("no buffer named " + name));
     Buffer& buffer = found->second;
@@ -126,6 +199,19 @@ class ActorProcess {
     if (verb == "share") {
       absl::StatusOr<Handle> handle = buffer.Share();
       return handle.ok() ? Ok(handle->ToString()) : Error(handle.status());
+    }
+    if (verb == "send") {
+      absl::StatusOr<Handle> handle = std::move(buffer).Send();
+      if (!handle.ok()) return Error(handle.status());
+      buffers_.erase(found);
+      return Ok(handle->ToString());
+    }
+    if (verb == "ref") {
+      std::string other;
+      words >> other;
+      Buffer ref = buffers_.at(other).Ref();
+      buffer = std::move(ref);
+      return Ok();
     }
     uint64_t seed = 0;
     words >> seed;
@@ -178,15 +264,51 @@ class ActorProcess {
     return Ok();
   }
 
-  std::string Open(const std::string& name, std::istringstream& words) {
+  std::string Open(const std::string& name, std::istringstream& words, bool take_back) {
     std::string text;
     words >> text;
     absl::StatusOr<Handle> handle = Handle::Parse(text);
     if (!handle.ok()) return Error(handle.status());
-    absl::StatusOr<Buffer> buffer = session_->Open(*handle);
+    absl::StatusOr<Buffer> buffer =
+        take_back ? session_->TakeBack(*handle) : session_->Open(*handle);
     if (!buffer.ok()) return Error(buffer.status());
     buffers_.insert_or_assign(name, *std::move(buffer));
     return Ok(std::to_string(buffers_.at(name).size()));
+  }
+
+  std::string ChurnShared(const std::string& text) {
+    absl::StatusOr<Handle> handle = Handle::Parse(text);
+    if (!handle.ok()) return Error(handle.status());
+    opened_ = 0;
+    churn_error_ = absl::OkStatus();
+    churning_.emplace_back([this, handle = *handle] {
+      while (!still_ && churn_error_.ok()) churn_error_ = ChurnOnce(handle);
+    });
+    return Ok();
+  }
+
+  absl::Status ChurnOnce(const Handle& handle) {
+    absl::StatusOr<Buffer> opened = session_->Open(handle);
+    // While a block is recounted for longer than a moment, one is told to try again.
+    if (!opened.ok() && !absl::IsUnavailable(opened.status())) return opened.status();
+    if (opened.ok()) ++opened_;
+    absl::StatusOr<Buffer> own = session_->Allocate(200);
+    if (!own.ok()) return own.status();
+    own->data()[199] = std::byte{7};
+    absl::StatusOr<Handle> sent = std::move(*own).Send();
+    if (!sent.ok()) return sent.status();
+    absl::StatusOr<Buffer> received = session_->Open(*sent);
+    if (!received.ok()) return received.status();
+    return received->data()[199] == std::byte{7} ? absl::OkStatus()
+                                                 : absl::DataLossError("not what was sent");
+  }
+
+  std::string Still() {
+    still_ = true;
+    for (std::thread& thread : churning_) thread.join();
+    churning_.clear();
+    still_ = false;
+    return churn_error_.ok() ? Ok(std::to_string(opened_)) : Error(churn_error_);
   }
 
   std::string Malloc(const std::string& name, std::istringstream& words) {
@@ -288,6 +410,10 @@ class ActorProcess {
   std::map<std::string, void*> blocks_;
   std::atomic<int> misuses_{0};
 
+  std::vector<std::thread> churning_;
+  std::atomic<bool> still_{false};
+  uint64_t opened_ = 0;       // the churning thread's until it has ended
+  absl::Status churn_error_;  // as well
   std::vector<std::thread> idle_;
   std::vector<std::thread> busy_;
   std::atomic<bool> stop_{false};

@@ -16,12 +16,18 @@ namespace spanpool::testing {
 Daemon::Daemon() : Daemon(Options()) {}
 
 Daemon::Daemon(const Options& options) : run_dir_(TemporaryDirectory()) {
-  std::vector<std::string> arguments = {Runfile("server/spanpoold"), "--run_dir", run_dir_};
-  arguments.insert(arguments.end(), options.flags.begin(), options.flags.end());
-  if (!options.config.empty()) {
-    const std::string path = run_dir_ + "/config.textproto";
-    std::ofstream(path) << options.config;
-    arguments.insert(arguments.end(), {"--config", path});
+  const std::string path = run_dir_ + "/config.textproto";
+  std::vector<std::string> arguments;
+  if (options.audited) {
+    std::ofstream(path) << options.config << "run_dir: \"" << run_dir_ << "\"\n";
+    arguments = {Runfile("tests/support/audited_daemon_main"), path};
+  } else {
+    arguments = {Runfile("server/spanpoold"), "--run_dir", run_dir_};
+    arguments.insert(arguments.end(), options.flags.begin(), options.flags.end());
+    if (!options.config.empty()) {
+      std::ofstream(path) << options.config;
+      arguments.insert(arguments.end(), {"--config", path});
+    }
   }
   process_ = std::make_unique<Process>(arguments);
   if (const auto line = process_->ReadLine(); line != "READY") {
@@ -93,6 +99,26 @@ bool Daemon::EventuallyEmpty(const std::string& pool) {
                status.in_lists_bytes() == 0;
       },
       pool);
+}
+
+bool Daemon::EventuallySound() {
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  for (;;) {
+    process_->WriteLine("audit");
+    const std::string findings = process_->ReadLine().value_or("the daemon is gone");
+    if (findings == "ok") return true;
+    if (std::chrono::steady_clock::now() > deadline) {
+      std::fprintf(stderr, "the audit: %s\n%s", findings.c_str(),
+                   process_->standard_error().c_str());
+      return false;
+    }
+    poll(nullptr, 0, 5);
+  }
+}
+
+uint64_t Daemon::Recounts() {
+  process_->WriteLine("recounts");
+  return std::stoull(process_->ReadLine().value_or("0"));
 }
 
 }  // namespace spanpool::testing

@@ -19,6 +19,8 @@ class Daemon {
   struct Options {
     std::string config;  // text of a configuration file; empty = none
     std::vector<std::string> flags = {"--limit", "1073741824"};
+    // One that can be asked for an audit. It takes `config`, which is not empty, and no flags.
+    bool audited = false;
   };
   // Starts a daemon and waits until it serves; aborts the test program if it does not.
   Daemon();
@@ -40,6 +42,13 @@ class Daemon {
   bool EventuallyReaped(uint64_t sessions);
   // Eventually nothing of the pool is on loan or in use, and no session is left.
   bool EventuallyEmpty(const std::string& pool = "default");
+
+  // Of an audited daemon, when no client is in the middle of anything. Eventually nothing is wrong
+  // in its pools: a dead session may have to be reaped first, a housekeeper to end its round. At
+  // most 20 s.
+  bool EventuallySound();
+  // Recounts so far.
+  uint64_t Recounts();
 
  private:
   std::string run_dir_;

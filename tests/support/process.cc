@@ -155,6 +155,22 @@ void Process::CloseInput() {
   if (input_ >= 0) close(std::exchange(input_, -1));
 }
 
+bool Process::StopsBeforeLine() {
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(kPatienceMs);
+  while (pid_ > 0 && std::chrono::steady_clock::now() < deadline) {
+    siginfo_t info{};
+    // Left to be waited for: Wait() sees the end.
+    if (waitid(P_PID, static_cast<id_t>(pid_), &info, WSTOPPED | WEXITED | WNOHANG | WNOWAIT) !=
+        0) {
+      return false;
+    }
+    if (info.si_pid == pid_) return info.si_code == CLD_STOPPED;
+    pollfd wait{output_, POLLIN, 0};
+    if (!buffered_.empty() || poll(&wait, 1, 1) == 1) return false;
+  }
+  return false;
+}
+
 int Process::Wait() {
   if (pid_ <= 0) return -1;
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(kPatienceMs);

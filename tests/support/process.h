@@ -37,6 +37,8 @@ class Process {
 
   void Signal(int signal);
   void CloseInput();
+  // Waits, up to 60 s, until it has stopped (SIGSTOP). False: it wrote something first, or ended.
+  bool StopsBeforeLine();
   // The exit code, or 128 + the signal that ended it. Waits up to 60 s, then kills it and returns
   // -1.
   int Wait();

@@ -29,6 +29,14 @@
 //   fork                             in a child: tries to allocate, answers the child's status code
 //   fork_read NAME                   in a child: reads the buffer's first byte; answers 0, or minus
 //                                    the signal that ended the child
+//   fork_attach TARGET COUNT         forks so many children, which are told that they are not
+//   attached,
+//                                    attach themselves, allocate, write, check and end; does not
+//                                    wait
+//   fork_idle                        forks a child that does nothing; answers its pid
+//   await_children                   an error if one of them failed
+//   descriptors HOW                  what descriptors a program inherits that is started by HOW
+//                                    (fork, vfork, posix_spawn): how many besides 0, 1 and 2
 //   leave                            destroys the session (buffers live on)
 //   quit
 //
@@ -40,6 +48,7 @@
 //   daemon
 
 #include <signal.h>
+#include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -129,6 +138,16 @@ class ActorProcess {
       session_.reset();
       return Ok();
     }
+    if (verb == "fork_attach") return ForkAttach(words);
+    if (verb == "fork_idle") {
+      const pid_t child = fork();
+      if (child == 0) {
+        for (;;) pause();
+      }
+      return Ok(std::to_string(child));
+    }
+    if (verb == "await_children") return AwaitChildren();
+    if (verb == "descriptors") return Descriptors(words);
     if (verb == "threads") return ShortThreads(words);
     if (verb == "idle_thread") return IdleThread(words);
     if (verb == "busy") return Busy(words);
@@ -323,6 +342,87 @@ class ActorProcess {
     return Ok(std::to_string(usable));
   }
 
+  std::string ForkAttach(std::istringstream& words) {
+    spanpool::SessionOptions options;
+    int count = 0;
+    words >> options.target >> count;
+    for (int i = 0; i < count; ++i) {
+      const pid_t child = fork();
+      if (child == 0) _exit(AttachInChild(options, static_cast<size_t>(i)));
+      children_.push_back(child);
+    }
+    return Ok();
+  }
+
+  // What goes wrong has a number.
+  int AttachInChild(const spanpool::SessionOptions& options, size_t seed) {
+    if (!absl::IsFailedPrecondition(session_->Allocate(64).status())) return 1;
+    if (session_->Malloc(64) != nullptr) return 2;
+    absl::StatusOr<std::unique_ptr<Session>> own = Session::Attach(options);
+    if (!own.ok()) return 3;
+    // Blocks of the parent's are nothing that this session knows.
+    for (auto& [name, buffer] : buffers_) (*own)->Free(buffer.data());
+    buffers_.clear();
+    session_ = *std::move(own);
+    std::thread idle([this] {
+      std::vector<void*> blocks;
+      for (int i = 0; i < 200; ++i) blocks.push_back(session_->Malloc(4096));
+      for (void* block : blocks) session_->Free(block);
+    });
+    idle.join();
+    for (size_t i = 0; i < 300; ++i) {
+      const size_t bytes = (1 + (i + seed) % 11) * 300'000;
+      absl::StatusOr<Buffer> buffer = session_->Allocate(bytes);
+      if (!buffer.ok()) return 4;
+      Fill(buffer->data(), 1000, i);
+      absl::StatusOr<Handle> handle = buffer->Share();
+      if (!handle.ok()) return 5;
+      absl::StatusOr<Buffer> opened = session_->Open(*handle);
+      if (!opened.ok() || opened->data()[999] != std::byte{PatternByte(i, 999)}) return 6;
+    }
+    session_.reset();
+    return 0;
+  }
+
+  std::string AwaitChildren() {
+    std::string failures;
+    for (const pid_t child : children_) {
+      int status = 0;
+      waitpid(child, &status, 0);
+      if (status != 0) failures += " " + std::to_string(status);
+    }
+    children_.clear();
+    return failures.empty() ? Ok() : Error(absl::InternalError("children ended with" + failures));
+  }
+
+  static std::string Descriptors(std::istringstream& words) {
+    std::string how;
+    words >> how;
+    // The shell counts its own: what it opens to look is closed by the time of the count.
+    const char* const arguments[] = {
+        "/bin/sh", "-c", "n=0; for f in /proc/self/fd/*; do n=$((n+1)); done; exit $n", nullptr};
+    char* const* argv = const_cast<char* const*>(arguments);
+    pid_t child = -1;
+    if (how == "fork") {
+      child = fork();
+      if (child == 0) {
+        execv(argv[0], argv);
+        _exit(255);
+      }
+    } else if (how == "vfork") {
+      child = vfork();
+      if (child == 0) {
+        execv(argv[0], argv);
+        _exit(255);
+      }
+    } else if (posix_spawn(&child, argv[0], nullptr, nullptr, argv, environ) != 0) {
+      return Error(absl::InternalError("posix_spawn"));
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    return Ok(std::to_string(WEXITSTATUS(status)));
+  }
+
   std::string ShortThreads(std::istringstream& words) {
     int count = 0;
     words >> count;
@@ -414,6 +514,7 @@ class ActorProcess {
   std::atomic<bool> still_{false};
   uint64_t opened_ = 0;       // the churning thread's until it has ended
   absl::Status churn_error_;  // as well
+  std::vector<pid_t> children_;
   std::vector<std::thread> idle_;
   std::vector<std::thread> busy_;
   std::atomic<bool> stop_{false};

@@ -17,19 +17,18 @@ namespace {
 
 namespace ipc = boost::interprocess;
 
-struct Boost {
-  const std::string name = absl::StrCat("spanpool-bench-", getpid());
-  std::optional<ipc::managed_shared_memory> memory;
+// The segment of the case under way.
+std::optional<ipc::managed_shared_memory> segment;
 
-  ~Boost() { Remove(); }
-  void Remove() {
-    memory.reset();
-    ipc::shared_memory_object::remove(name.c_str());
-  }
+struct Boost {
+  ipc::managed_shared_memory* memory = nullptr;
+
   // Fresh memory of twice what will be live. Nobody else needs the name, so it goes at once: then
   // nothing is left behind, however this program ends.
   absl::Status Prepare(size_t bytes, size_t live, int) {
-    Remove();
+    const std::string name = absl::StrCat("spanpool-bench-", getpid());
+    segment.reset();
+    ipc::shared_memory_object::remove(name.c_str());
     const size_t wanted = (size_t{1} << 20) + 2 * live * bytes;
     struct statvfs shm;
     if (statvfs("/dev/shm", &shm) != 0 || shm.f_bavail * shm.f_bsize < wanted) {
@@ -37,7 +36,7 @@ struct Boost {
           "needs ", wanted >> 20, " MiB of /dev/shm; it has ", shm.f_bavail * shm.f_bsize >> 20));
     }
     try {
-      memory.emplace(ipc::create_only, name.c_str(), wanted);
+      memory = &segment.emplace(ipc::create_only, name.c_str(), wanted);
     } catch (const ipc::interprocess_exception& e) {
       return absl::ResourceExhaustedError(absl::StrCat("managed_shared_memory: ", e.what()));
     }

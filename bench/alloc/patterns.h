@@ -48,7 +48,8 @@
 
 namespace spanpool::bench {
 
-// What an allocator's program gives:
+// What an allocator's program gives: a small value, copied into each loop as a program would keep
+// the pointer to its session or pool in a register.
 //   struct Allocator {
 //     // Before each case: `threads` threads will have up to `live` blocks of `bytes` bytes.
 //     absl::Status Prepare(size_t bytes, size_t live, int threads);
@@ -68,7 +69,7 @@ inline T Hidden(T value) {
 }
 
 template <typename Allocator>
-inline void* AllocAndWrite(Allocator& allocator, size_t bytes, int64_t value) {
+inline void* AllocAndWrite(Allocator allocator, size_t bytes, int64_t value) {
   void* const block = allocator.Alloc(Hidden(bytes));
   if (__builtin_expect(block == nullptr, 0)) {
     std::fprintf(stderr, "out of memory\n");
@@ -79,32 +80,34 @@ inline void* AllocAndWrite(Allocator& allocator, size_t bytes, int64_t value) {
 }
 
 template <typename Allocator>
-[[gnu::noinline]] void Pairs(Allocator& allocator, size_t bytes, int64_t n) {
+[[gnu::noinline]] void Pairs(Allocator allocator, size_t bytes, int64_t n) {
   for (; n > 0; --n) allocator.Free(AllocAndWrite(allocator, bytes, n));
 }
 
+// Which block is next: random, and the same for all.
+struct ChurnOrder {
+  static constexpr size_t kLength = 8192;  // a power of two
+  uint8_t block[kLength];
+
+  ChurnOrder() {
+    std::mt19937 random(1);
+    for (uint8_t& i : block) i = static_cast<uint8_t>(random() % kChurnBlocks);
+  }
+};
+
 template <typename Allocator>
-[[gnu::noinline]] void Churn(Allocator& allocator, size_t bytes, void** blocks,
-                             const std::vector<uint8_t>& order, int64_t n) {
-  const size_t mask = order.size() - 1;
+[[gnu::noinline]] void Churn(Allocator allocator, size_t bytes, void** blocks,
+                             const ChurnOrder& order, int64_t n) {
   for (; n > 0; --n) {
-    void*& slot = blocks[order[static_cast<size_t>(n) & mask]];
+    void*& slot = blocks[order.block[static_cast<size_t>(n) % ChurnOrder::kLength]];
     allocator.Free(Hidden(slot));
     slot = AllocAndWrite(allocator, bytes, n);
   }
 }
 
-// Which of the blocks is next; the same for all.
-inline std::vector<uint8_t> ChurnOrder() {
-  std::mt19937 random(1);
-  std::vector<uint8_t> order(8192);
-  for (uint8_t& i : order) i = static_cast<uint8_t>(random() % kChurnBlocks);
-  return order;
-}
-
 // Nanoseconds in which both threads did their n: from when both are ready until the last is done.
 template <typename Allocator>
-double RunTwo(Allocator& allocator, const std::function<void()>& warm_up,
+double RunTwo(Allocator allocator, const std::function<void()>& warm_up,
               const std::function<void()>& first, const std::function<void()>& second) {
   std::atomic<int> ready{0};
   std::atomic<double> start{0};
@@ -124,21 +127,21 @@ double RunTwo(Allocator& allocator, const std::function<void()>& warm_up,
 }
 
 template <typename Allocator>
-double Local2(Allocator& allocator, size_t bytes, int64_t n) {
+double Local2(Allocator allocator, size_t bytes, int64_t n) {
   const auto pairs = [&] { Pairs(allocator, bytes, n); };
   return RunTwo(
       allocator, [&] { Pairs(allocator, bytes, 1000); }, pairs, pairs);
 }
 
 template <typename Allocator>
-double Cross2(Allocator& allocator, size_t bytes, int64_t n) {
+double Cross2(Allocator allocator, size_t bytes, int64_t n) {
   const auto ring = std::make_unique<SpscRing<kRingBlocks>>();
   return RunTwo(
       allocator, nullptr,
-      [&] {
+      [=, &ring] {
         for (int64_t i = 0; i < n; ++i) ring->Push(AllocAndWrite(allocator, bytes, i));
       },
-      [&] {
+      [=, &ring]() mutable {
         for (int64_t i = 0; i < n; ++i) {
           void* const block = ring->Pop();
           if (*static_cast<const int64_t*>(block) != i) std::abort();
@@ -150,7 +153,7 @@ double Cross2(Allocator& allocator, size_t bytes, int64_t n) {
 template <typename Allocator>
 class Measurement {
  public:
-  explicit Measurement(Allocator& allocator) : allocator_(allocator), order_(ChurnOrder()) {}
+  explicit Measurement(Allocator& allocator) : allocator_(allocator) {}
 
   // One line of the protocol, answered.
   std::string Answer(const std::string& pattern, size_t bytes, int milliseconds) {
@@ -221,7 +224,7 @@ class Measurement {
   }
 
   Allocator& allocator_;
-  const std::vector<uint8_t> order_;
+  const ChurnOrder order_;
   std::string name_;
   std::vector<void*> live_;
   std::unique_ptr<Timer> timer_;

@@ -2,7 +2,6 @@
 
 #include <memory>
 #include <string>
-#include <utility>
 
 #include "absl/status/statusor.h"
 #include "bench/alloc/patterns.h"
@@ -11,7 +10,7 @@
 namespace {
 
 struct Spanpool {
-  std::unique_ptr<spanpool::Session> session;
+  spanpool::Session* session;
 
   absl::Status Prepare(size_t, size_t, int) { return absl::OkStatus(); }
   void EnterThread() {}
@@ -27,6 +26,6 @@ int main() {
   options.attach_timeout = absl::Seconds(60);  // valgrind makes haste slowly
   absl::StatusOr<std::unique_ptr<spanpool::Session>> session = spanpool::Session::Attach(options);
   if (!session.ok()) return spanpool::bench::ServeAbsent(std::string(session.status().message()));
-  Spanpool allocator{*std::move(session)};
+  Spanpool allocator{session->get()};
   return spanpool::bench::Serve(allocator);
 }

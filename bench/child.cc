@@ -26,13 +26,12 @@ std::vector<char*> Pointers(const std::vector<std::string>& strings) {
   return pointers;
 }
 
+}  // namespace
+
 std::string LastLine(std::string text) {
   while (!text.empty() && text.back() == '\n') text.pop_back();
-  const size_t line = text.rfind('\n');
-  return line == std::string::npos ? text : text.substr(line + 1);
+  return text.substr(text.rfind('\n') + 1);
 }
-
-}  // namespace
 
 absl::StatusOr<std::string> RunChild(const std::vector<std::string>& arguments,
                                      const std::vector<std::string>& environment) {

@@ -18,6 +18,9 @@ namespace spanpool::bench {
 absl::StatusOr<std::string> RunChild(const std::vector<std::string>& arguments,
                                      const std::vector<std::string>& environment = {});
 
+// The last line of `text` that is not empty: of a program's standard error, most often its reason.
+std::string LastLine(std::string text);
+
 // The path of a program or library that was built beside this one: `path` from the workspace's
 // root.
 std::string BuiltPath(const std::string& path);

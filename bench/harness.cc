@@ -93,23 +93,27 @@ double NowNs(TimeOf what) {
   return static_cast<double>(now.tv_sec) * 1e9 + static_cast<double>(now.tv_nsec);
 }
 
-double Timer::TimeNs(int64_t n) {
-  const double start = NowNs(what_);
-  operations_(n);
-  return NowNs(what_) - start;
-}
+Timer::Timer(absl::Duration time, TimeOf what, std::function<void(int64_t)> operations)
+    : Timer(time, [what, operations = std::move(operations)](int64_t n) {
+        const double start = NowNs(what);
+        operations(n);
+        return NowNs(what) - start;
+      }) {}
+
+Timer::Timer(absl::Duration time, std::function<double(int64_t)> ns_of)
+    : time_(time), ns_of_(std::move(ns_of)) {}
 
 double Timer::NsPerOperation() {
   if (n_ == 0) {
     const double wanted = absl::ToDoubleNanoseconds(time_);
     n_ = 1;
     // Short runs say little of how long a long one takes; so approach it.
-    for (double ns = TimeNs(n_); ns < wanted / 2; ns = TimeNs(n_)) {
+    for (double ns = ns_of_(n_); ns < wanted / 2; ns = ns_of_(n_)) {
       const double factor = std::clamp(wanted / std::max(ns, 1.0), 2.0, 16.0);
       n_ = static_cast<int64_t>(static_cast<double>(n_) * factor);
     }
   }
-  return TimeNs(n_) / static_cast<double>(n_);
+  return ns_of_(n_) / static_cast<double>(n_);
 }
 
 Round TimedRound(std::string metric, absl::Duration time, TimeOf what,

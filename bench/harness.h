@@ -93,21 +93,20 @@ enum class TimeOf {
 };
 double NowNs(TimeOf what);
 
-// Times `operations(n)`, which does something n times, for about `time`: first finds out how often
-// that is, then measures that often in each call. Nanoseconds for one.
+// Times something that is done n times, for about `time`: first finds out how often that is, then
+// measures that often in each call. Nanoseconds for one.
 class Timer {
  public:
-  Timer(absl::Duration time, TimeOf what, std::function<void(int64_t)> operations)
-      : time_(time), what_(what), operations_(std::move(operations)) {}
+  // Times `operations(n)`.
+  Timer(absl::Duration time, TimeOf what, std::function<void(int64_t)> operations);
+  // Of something that knows itself which part of it counts: `ns_of(n)` says how long it took.
+  Timer(absl::Duration time, std::function<double(int64_t)> ns_of);
 
   double NsPerOperation();
 
  private:
-  double TimeNs(int64_t n);
-
   const absl::Duration time_;
-  const TimeOf what_;
-  const std::function<void(int64_t)> operations_;
+  const std::function<double(int64_t)> ns_of_;
   int64_t n_ = 0;
 };
 

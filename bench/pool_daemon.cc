@@ -23,11 +23,6 @@ std::string ConfigOf(const PoolDaemon::Options& options) {
   return absl::StrCat("pool { ", pool, " }\n");
 }
 
-std::string LastLine(std::string text) {
-  while (!text.empty() && text.back() == '\n') text.pop_back();
-  return text.substr(text.rfind('\n') + 1);
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<PoolDaemon>> PoolDaemon::Start(const Options& options) {

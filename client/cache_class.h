@@ -72,6 +72,7 @@ constexpr uint64_t SpanBytesOf(CacheClass c) {
 inline constexpr Step kFirstStackStep = StepFor(PageCount(5));
 static_assert(kSpanClassStacks == kNumSpanClasses);
 static_assert(StepFor(PageCount(512)).value() - kFirstStackStep.value() + 1 == kLargeStacks);
+static_assert(kInlineBytes == Bytes(PageCount(512)));
 
 // The stack of a class in ThreadCache::stacks; 0 (always empty, always full) if it has none.
 constexpr size_t StackIndexOf(CacheClass c) {

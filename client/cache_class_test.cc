@@ -64,5 +64,16 @@ TEST(CacheClass, MallocsStackHoldsBlocksThatAreLargeAndAlignedEnough) {
   }
 }
 
+TEST(CacheClass, SizesLookedUpInlineHaveTheStackOfTheirOwn) {
+  for (size_t bytes = 0; bytes <= kInlineBytes; bytes += bytes < 40000 ? 1 : 509) {
+    const size_t index = IndexOfSize(bytes);
+    ASSERT_LT(index, kInlineSizes);
+    ASSERT_GE(SizeOfIndex(index), bytes);
+    ASSERT_EQ(IndexOfSize(SizeOfIndex(index)), index);
+    ASSERT_EQ(MallocStackIndex(SizeOfIndex(index)), MallocStackIndex(bytes)) << bytes;
+  }
+  EXPECT_EQ(IndexOfSize(kInlineBytes), kInlineSizes - 1);
+}
+
 }  // namespace
 }  // namespace spanpool::internal

@@ -2,7 +2,6 @@
 
 #include <utility>
 
-#include "client/cache_class.h"
 #include "client/memory_resource.h"
 #include "client/session_core.h"
 
@@ -35,11 +34,7 @@ absl::StatusOr<Buffer> Session::Open(const Handle& handle) { return core_->Open(
 absl::StatusOr<Buffer> Session::TakeBack(const Handle& handle) { return core_->TakeBack(handle); }
 
 void* Session::MallocSlow(size_t bytes) noexcept {
-  void* const block = internal::Pop(internal::hot_cache, &internal::ThreadCache::session, this,
-                                    internal::MallocStackIndex(bytes) * sizeof(internal::Stack));
-  if (block == nullptr) return core_->Malloc(bytes, bytes <= 8 ? 8 : 16);
-  NoteTaken(block);
-  return block;
+  return core_->Malloc(bytes, bytes <= 8 ? 8 : 16);
 }
 
 void Session::FreeSlow(void* block) noexcept {

@@ -572,6 +572,105 @@ TEST_F(SessionCoreTest, DrainingThreadsThatWorkHarmsNeither) {
   EXPECT_TRUE(pool_.Empty());
 }
 
+// A thread that was stopped in the middle of an operation, before or after it moved its stack's
+// top, while another drained its stacks.
+class StoppedThreadTest : public SessionCoreTest {
+ protected:
+  void SetUp() override {
+    std::vector<void*> blocks;
+    for (int i = 0; i < 10; ++i) blocks.push_back(session_->Malloc(64));
+    for (void* block : blocks) session_->Free(block);
+    cache_ = hot_cache;
+    offset_ = cache_->stack_of[IndexOfSize(64)];
+    stack_ = reinterpret_cast<Stack*>(reinterpret_cast<char*>(cache_->stacks) + offset_);
+    top_ = stack_->top.load();
+    ASSERT_GT(top_ - stack_->floor, 2);
+  }
+  void TearDown() override {
+    EXPECT_EQ(cache_->session.load(), session_.get());
+    EXPECT_EQ(session_->stats().misuses, 0u);
+    SessionCore* const core = SessionCore::CoreOf(*session_);
+    core->DrainMyStacks();
+    core->cache().CheckInvariants();
+    EXPECT_EQ(core->cache().idle_bytes(), core->cache().bytes_on_loan());  // every block is back
+    session_.reset();
+    EXPECT_TRUE(pool_.Empty());
+  }
+  void DrainByAnotherThread() {
+    std::thread([&] { SessionCore::CoreOf(*session_)->DrainOtherStacks(); }).join();
+    EXPECT_EQ(cache_->session.load(), nullptr);
+  }
+
+  std::unique_ptr<Session> session_ = SessionCore::NewSession(pool_.Attach());
+  ThreadCache* cache_ = nullptr;
+  size_t offset_ = 0;
+  Stack* stack_ = nullptr;
+  void** top_ = nullptr;
+};
+
+TEST_F(StoppedThreadTest, APopThatComesTooLateGetsNothing) {
+  DrainByAnotherThread();
+  stack_->top = top_ - 1;
+  UndoPop(cache_, offset_, top_);
+  EXPECT_EQ(stack_->top.load(), stack_->floor);
+}
+
+TEST_F(StoppedThreadTest, APopThatWasInTimeLeavesItsBlockInTheStack) {
+  void* const block = top_[-1];
+  stack_->top = top_ - 1;
+  DrainByAnotherThread();
+  UndoPop(cache_, offset_, top_);
+  EXPECT_EQ(stack_->top.load(), stack_->floor + 1);
+  void* const again = session_->Malloc(64);
+  EXPECT_EQ(again, block);
+  session_->Free(again);
+}
+
+TEST_F(StoppedThreadTest, APushThatComesTooLateIsDoneAgain) {
+  void* const block = session_->Malloc(64);
+  DrainByAnotherThread();
+  top_[-1] = block;
+  stack_->top = top_;
+  EXPECT_FALSE(UndoPush(cache_, offset_, top_ - 1, session_.get()));
+  EXPECT_EQ(stack_->top.load(), stack_->floor);
+  session_->Free(block);
+}
+
+TEST_F(StoppedThreadTest, APushThatWasInTimeIsDrainedWithTheOthers) {
+  void* const block = session_->Malloc(64);
+  top_[-1] = block;
+  stack_->top = top_;
+  DrainByAnotherThread();
+  EXPECT_TRUE(UndoPush(cache_, offset_, top_ - 1, session_.get()));
+  EXPECT_EQ(stack_->top.load(), stack_->floor);
+}
+
+TEST_F(StoppedThreadTest, ItIsNotDrainedAgainBeforeItKnows) {
+  DrainByAnotherThread();
+  DrainByAnotherThread();
+  void* const block = session_->Malloc(64);
+  EXPECT_NE(block, nullptr);
+  session_->Free(block);
+}
+
+TEST_F(SessionCoreTest, OneSessionsKeyMovesNoBlockOfAnother) {
+  std::unique_ptr<Session> first = SessionCore::NewSession(pool_.Attach());
+  std::unique_ptr<Session> second = SessionCore::NewSession(pool_.Attach());
+  void* const block = first->Malloc(64);
+  void* const other = first->Malloc(64);
+  first->Free(other);
+  ThreadCache* const cache = hot_cache;
+  Stack& stack = *reinterpret_cast<Stack*>(reinterpret_cast<char*>(cache->stacks) +
+                                           cache->stack_of[IndexOfSize(64)]);
+  void** const top = stack.top;
+  EXPECT_EQ(Pop(cache, &ThreadCache::session, second.get(), cache->stack_of[IndexOfSize(64)]),
+            nullptr);
+  EXPECT_EQ(stack.top.load(), top);
+  EXPECT_FALSE(Push(cache, &ThreadCache::session, second.get(), block));
+  EXPECT_EQ(stack.top.load(), top);
+  first->Free(block);
+}
+
 TEST_F(SessionCoreTest, AQuietSessionGivesBackHalfOfWhatIsIdleEachSecond) {
   Attached core(pool_.Attach());
   std::vector<void*> blocks;

@@ -2,7 +2,6 @@
 
 #include <linux/membarrier.h>
 #include <pthread.h>
-#include <sched.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -12,7 +11,6 @@
 #include <cstring>
 #include <new>
 #include <utility>
-#include <vector>
 
 #include "allocator/check.h"
 #include "allocator/lock_rank.h"
@@ -45,8 +43,10 @@ constexpr Room kRoom = MakeRoom();
 // What threads without a cache of their own look at: no key matches it.
 constinit ThreadCache no_cache;
 
-// How often to look whether a thread has left the hot path.
-constexpr int kBusyTries = 1000;
+// Where a cache begins in its memory. Large blocks begin on pages; what a program writes at their
+// start must not look, in the lowest 12 bits of its address, like what the hot path reads next: the
+// processor would make the read wait for the write.
+constexpr size_t kCacheOffset = 1088;
 
 // A barrier on every thread of the process that is running; those that are not have passed one when
 // they stopped. It costs a microsecond or two here and nothing in the hot path.
@@ -74,27 +74,91 @@ struct ThreadCaches::OwnedCache : ThreadCache {
   uint64_t refills = 0;  // as `allocations`
 
   RankedMutex mu{LockRank::kSession};
+  // What `session` and `core` are while the cache is not drained.
+  const void* session_key ABSL_GUARDED_BY(mu) = nullptr;
+  const void* core_key ABSL_GUARDED_BY(mu) = nullptr;
+  // Others took the blocks: those below drained_top, which is where each stack's top was.
+  bool drained ABSL_GUARDED_BY(mu) = false;
+  void** drained_top[kStacks] ABSL_GUARDED_BY(mu) = {};
   uint64_t room_bytes ABSL_GUARDED_BY(mu) = 0;        // sum of (limit - floor) × block bytes
   uint16_t refill[kStacks] ABSL_GUARDED_BY(mu) = {};  // blocks to take next time; 0 = a batch
 
-  // Moves up to a batch of blocks from a stack to `moved`. An emptied stack starts small again.
+  void SetKeys(const void* session, const void* core) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
+    session_key = session;
+    core_key = core;
+    if (!drained) PublishKeys();
+  }
+  void PublishKeys() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
+    this->session.store(session_key, kKeyOrder);
+    this->core.store(core_key, kKeyOrder);
+  }
+  void HideKeys() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
+    this->session.store(nullptr, std::memory_order_seq_cst);
+    this->core.store(nullptr, std::memory_order_seq_cst);
+  }
+
+  // Empties the books of a stack that has no blocks left; it starts small again.
+  void ResetStack(size_t index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
+    Stack& stack = stacks[index];
+    const CacheClass c = CacheClassOfStack(index);
+    room_bytes -= static_cast<uint64_t>(stack.limit - stack.floor) * BlockBytesOf(c);
+    stack.limit = stack.floor;
+    stack.top.store(stack.floor, std::memory_order_relaxed);
+    refill[index] = 0;
+  }
+
+  // The owner's: after this the stacks are as they seem. Every slow operation begins with it.
+  void Settle() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
+    if (!drained) return;
+    for (size_t index = 2; index < kStacks; ++index) {
+      if (stacks[index].limit != stacks[index].floor) ResetStack(index);
+    }
+    drained = false;
+    PublishKeys();
+  }
+
+  void UndoPop(size_t index, void** top) {
+    Stack& stack = stacks[index];
+    RankedMutexLock lock(&mu);
+    if (!drained) {
+      // The key is another session's.
+      stack.top.store(top, std::memory_order_relaxed);
+      return;
+    }
+    // Who drained saw the top as it was before the pop, or after.
+    const bool taken = drained_top[index] == top;
+    Settle();
+    if (taken) return;
+    *stack.floor = top[-1];
+    stack.limit = stack.floor + 1;
+    stack.top.store(stack.floor + 1, kTopOrder);
+    room_bytes += BlockBytesOf(CacheClassOfStack(index));
+  }
+  bool UndoPush(size_t index, void** top, const void* key) {
+    RankedMutexLock lock(&mu);
+    if (!drained) {
+      stacks[index].top.store(top, std::memory_order_relaxed);
+      return false;
+    }
+    const bool taken = drained_top[index] == top + 1;
+    Settle();
+    return taken && (key == session_key || key == core_key);
+  }
+
+  // Moves up to a batch of blocks from a stack to `moved`. The owner's, settled.
   size_t PopSome(size_t index, void** moved) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
     Stack& stack = stacks[index];
-    const size_t count = std::min(static_cast<size_t>(stack.top - stack.floor), kMaxMove);
-    std::copy(stack.top - count, stack.top, moved);
-    stack.top -= count;
-    if (stack.top == stack.floor) {
-      const CacheClass c = CacheClassOfStack(index);
-      room_bytes -= static_cast<uint64_t>(stack.limit - stack.floor) * BlockBytesOf(c);
-      stack.limit = stack.floor;
-      refill[index] = 0;
-    }
+    void** const top = stack.top.load(std::memory_order_relaxed);
+    const size_t count = std::min(static_cast<size_t>(top - stack.floor), kMaxMove);
+    std::copy(top - count, top, moved);
+    stack.top.store(top - count, std::memory_order_relaxed);
+    if (top - count == stack.floor) ResetStack(index);
     return count;
   }
 
   void** room() { return reinterpret_cast<void**>(this + 1); }
   static constexpr size_t Bytes() {
-    return sizeof(OwnedCache) + kRoom.first[kStacks] * sizeof(void*);
+    return kCacheOffset + sizeof(OwnedCache) + kRoom.first[kStacks] * sizeof(void*);
   }
 };
 
@@ -149,7 +213,7 @@ void ThreadCaches::Retire(OwnedCache* cache) {
 
 void ThreadCaches::Dispose(OwnedCache* cache) {
   cache->~OwnedCache();
-  munmap(cache, OwnedCache::Bytes());
+  munmap(reinterpret_cast<char*>(cache) - kCacheOffset, OwnedCache::Bytes());
 }
 
 namespace {
@@ -201,8 +265,13 @@ ThreadCaches::~ThreadCaches() {
     if (next_ != nullptr) next_->previous_ = previous_;
     for (OwnedCache* cache = caches_; cache != nullptr;) {
       OwnedCache* const next = cache->next;
-      cache->session.store(nullptr, std::memory_order_relaxed);
-      cache->core.store(nullptr, std::memory_order_relaxed);
+      {
+        RankedMutexLock cache_lock(&cache->mu);
+        cache->HideKeys();
+        cache->SetKeys(nullptr, nullptr);
+        // The page map goes with the session, and the cache may stay the thread's hot one.
+        __atomic_store_n(&cache->bytes, 0, __ATOMIC_RELAXED);
+      }
       cache->next = nullptr;
       cache->previous = nullptr;
       // release: the last that is done to it; pairs with the acquire in Mine.
@@ -222,7 +291,8 @@ void ThreadCaches::SetSessionKey(const void* session) {
   RankedMutexLock lock(&registry_mu);
   session_key_ = session;
   for (OwnedCache* cache = caches_; cache != nullptr; cache = cache->next) {
-    cache->session.store(session, std::memory_order_release);
+    RankedMutexLock cache_lock(&cache->mu);
+    cache->SetKeys(session, life_);
   }
 }
 
@@ -238,16 +308,17 @@ ThreadCaches::OwnedCache* ThreadCaches::NewCache() {
   void* memory = mmap(nullptr, OwnedCache::Bytes(), PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) return nullptr;
-  auto* const cache = new (memory) OwnedCache;
+  auto* const cache = new (static_cast<char*>(memory) + kCacheOffset) OwnedCache;
   cache->base = range_->base();
   cache->bytes = range_->bytes();
   cache->pages = pages_->entries();
-  for (size_t i = 0; i <= kInlineBytes / 8; ++i) {
-    cache->stack_of[i] = static_cast<uint16_t>(MallocStackIndex(i * 8) * sizeof(Stack));
+  for (size_t i = 0; i < kInlineSizes; ++i) {
+    cache->stack_of[i] = static_cast<uint16_t>(MallocStackIndex(SizeOfIndex(i)) * sizeof(Stack));
   }
   for (size_t i = 2; i < kStacks; ++i) {
     Stack& stack = cache->stacks[i];
-    stack.floor = stack.top = stack.limit = cache->room() + kRoom.first[i];
+    stack.floor = stack.limit = cache->room() + kRoom.first[i];
+    stack.top.store(stack.floor, std::memory_order_relaxed);
     const SpanClass span_class = SpanClassOf(CacheClassOfStack(i));
     stack.reciprocal = span_class.large() ? uint32_t{1} << (32 - kPageShift)
                                           : InfoOf(span_class.size_class()).reciprocal;
@@ -292,8 +363,9 @@ ThreadCaches::OwnedCache* ThreadCaches::Mine() {
     if (caches_ != nullptr) caches_->previous = cache;
     caches_ = cache;
     cache->owner.store(this, std::memory_order_relaxed);
-    cache->session.store(session_key_, std::memory_order_relaxed);
-    cache->core.store(life_, std::memory_order_relaxed);
+    RankedMutexLock cache_lock(&cache->mu);
+    cache->SetKeys(session_key_, life_);
+    cache->Settle();  // it may have been drained after its last thread had emptied it
   }
   thread_state.caches.push_back(cache);
   hot_cache = cache;
@@ -315,10 +387,12 @@ absl::StatusOr<void*> ThreadCaches::Allocate(CacheClass c) {
   size_t wanted;
   {
     RankedMutexLock lock(&mine->mu);
-    if (stack.top != stack.floor) {
-      void* const block = *--stack.top;
+    mine->Settle();
+    void** const top = stack.top.load(std::memory_order_relaxed);
+    if (top != stack.floor) {
+      stack.top.store(top - 1, std::memory_order_relaxed);
       CountOne(&mine->allocations);
-      return block;
+      return top[-1];
     }
     uint16_t& refill = mine->refill[index];
     wanted = refill != 0 ? refill : BatchOf(c);
@@ -337,16 +411,19 @@ absl::StatusOr<void*> ThreadCaches::Allocate(CacheClass c) {
   size_t kept = 0;
   {
     RankedMutexLock lock(&mine->mu);
+    mine->Settle();
     const size_t extra = taken->blocks - 1;
     if (static_cast<size_t>(stack.limit - stack.floor) < extra) {
       mine->room_bytes += (extra - static_cast<size_t>(stack.limit - stack.floor)) * block_bytes;
       stack.limit = stack.floor + extra;
     }
     // The lowest address on top: neighbours are handed out in order.
-    for (size_t i = taken->blocks; i-- > 1 && stack.top != stack.limit;) {
-      *stack.top++ = blocks[i];
+    void** top = stack.top.load(std::memory_order_relaxed);
+    for (size_t i = taken->blocks; i-- > 1 && top != stack.limit;) {
+      *top++ = blocks[i];
       ++kept;
     }
+    stack.top.store(top, kTopOrder);
     SPANPOOL_CHECK_EQ(kept, extra);  // the stack was empty, and only its thread fills it
   }
   return blocks[0];
@@ -365,7 +442,9 @@ void ThreadCaches::Free(CacheClass c, void* block, const void* call_site) {
   size_t count = 0;
   {
     RankedMutexLock lock(&mine->mu);
-    if (stack.top == stack.limit) {
+    mine->Settle();
+    void** top = stack.top.load(std::memory_order_relaxed);
+    if (top == stack.limit) {
       const auto room = static_cast<size_t>(stack.limit - stack.floor);
       const size_t capacity = StackCapacityOf(c);
       const size_t grow = std::min(BatchOf(c), capacity - std::min(room, capacity));
@@ -378,11 +457,12 @@ void ThreadCaches::Free(CacheClass c, void* block, const void* call_site) {
         // The older half goes: what was freed last is warm.
         count = std::min((room + 1) / 2, kMaxMove);
         std::copy(stack.floor, stack.floor + count, moved);
-        std::copy(stack.floor + count, stack.top, stack.floor);
-        stack.top -= count;
+        std::copy(stack.floor + count, top, stack.floor);
+        top -= count;
       }
     }
-    if (stack.top != stack.limit) *stack.top++ = block;
+    if (top != stack.limit) *top++ = block;
+    stack.top.store(top, kTopOrder);
   }
   if (count > 0) cache_->Give(c, {moved, count}, call_site);
 }
@@ -396,40 +476,46 @@ void ThreadCaches::DrainOthers() {
   static const bool can_fence = RegisterFence();
   if (!can_fence) return;
   OwnedCache* const mine = FindMine();
-  std::vector<std::pair<CacheClass, std::vector<void*>>> drained;
+  DrainedBlocks drained;
   {
     RankedMutexLock lock(&registry_mu);
     for (OwnedCache* cache = caches_; cache != nullptr; cache = cache->next) {
       if (cache == mine) continue;
       RankedMutexLock cache_lock(&cache->mu);
-      cache->session.store(nullptr, std::memory_order_seq_cst);
-      cache->core.store(nullptr, std::memory_order_seq_cst);
-      Fence();
-      // From here on the owner's operations find the keys gone and wait for the lock. One that had
-      // found them may be under way still, as `busy` tells; if its thread was preempted in the
-      // middle it may take long, and the thread is not idle.
-      bool idle = false;
-      for (int i = 0; i < kBusyTries && !idle; ++i) {
-        // acquire (and more under ThreadSanitizer): pairs with the release in Unmark.
-        idle = !cache->busy.load(std::memory_order_seq_cst);
-        if (!idle) sched_yield();
-      }
-      for (size_t index = 2; idle && index < kStacks; ++index) {
-        const Stack& stack = cache->stacks[index];
-        if (stack.top == stack.floor) continue;
-        drained.emplace_back(CacheClassOfStack(index), std::vector<void*>());
-        std::vector<void*>& blocks = drained.back().second;
-        void* moved[kMaxMove];
-        while (const size_t count = cache->PopSome(index, moved)) {
-          blocks.insert(blocks.end(), moved, moved + count);
-        }
-      }
-      // release: pairs with the acquire of the keys in Pop and Push; the stacks come before.
-      cache->session.store(session_key_, std::memory_order_release);
-      cache->core.store(life_, std::memory_order_release);
+      cache->HideKeys();
+    }
+    Fence();
+    for (OwnedCache* cache = caches_; cache != nullptr; cache = cache->next) {
+      if (cache == mine) continue;
+      RankedMutexLock cache_lock(&cache->mu);
+      // What a thread had emptied, or lost before and does not know yet, stays as it is.
+      if (!cache->drained) CollectDrained(cache, &drained);
     }
   }
   for (const auto& [c, blocks] : drained) cache_->Give(c, blocks, nullptr);
+}
+
+void ThreadCaches::CollectDrained(OwnedCache* cache,
+                                  DrainedBlocks* drained) ABSL_NO_THREAD_SAFETY_ANALYSIS {
+  for (size_t index = 2; index < kStacks; ++index) {
+    const Stack& stack = cache->stacks[index];
+    // acquire: pairs with the release in Push; the block stands in its place.
+    void** const top =
+        stack.top.load(kTopOrder == std::memory_order_seq_cst ? std::memory_order_seq_cst
+                                                              : std::memory_order_acquire);
+    cache->drained_top[index] = top;
+    if (top == stack.floor) continue;
+    drained->emplace_back(CacheClassOfStack(index), std::vector<void*>(stack.floor, top));
+  }
+  cache->drained = true;
+}
+
+void UndoPop(ThreadCache* cache, size_t offset, void** top) {
+  static_cast<ThreadCaches::OwnedCache*>(cache)->UndoPop(offset / sizeof(Stack), top);
+}
+
+bool UndoPush(ThreadCache* cache, size_t offset, void** top, const void* key) {
+  return static_cast<ThreadCaches::OwnedCache*>(cache)->UndoPush(offset / sizeof(Stack), top, key);
 }
 
 void ThreadCaches::Drain(OwnedCache* cache, const void* call_site) {
@@ -439,6 +525,7 @@ void ThreadCaches::Drain(OwnedCache* cache, const void* call_site) {
       size_t count;
       {
         RankedMutexLock lock(&cache->mu);
+        cache->Settle();
         count = cache->PopSome(index, moved);
       }
       if (count == 0) break;

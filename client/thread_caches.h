@@ -25,6 +25,8 @@
 
 #include <atomic>
 #include <cstdint>
+#include <utility>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
@@ -75,8 +77,8 @@ class ThreadCaches {
   // Empties this thread's stacks into the session cache.
   void DrainMine();
 
-  // Empties the stacks of all other threads, except of those that are in the middle of an operation
-  // for longer than a short wait. Does nothing where the kernel has no membarrier.
+  // Empties the stacks of all other threads, whatever they are doing. Does nothing where the kernel
+  // has no membarrier.
   void DrainOthers();
 
   struct Counts {
@@ -88,7 +90,10 @@ class ThreadCaches {
  private:
   friend struct ThreadState;
   friend struct ForkHandlers;
+  friend void UndoPop(ThreadCache* cache, size_t offset, void** top);
+  friend bool UndoPush(ThreadCache* cache, size_t offset, void** top, const void* key);
   struct OwnedCache;
+  using DrainedBlocks = std::vector<std::pair<CacheClass, std::vector<void*>>>;
 
   // The thread's cache for this session, if it has one. Frees those of sessions that have ended.
   OwnedCache* FindMine();
@@ -98,6 +103,9 @@ class ThreadCaches {
   static void Dispose(OwnedCache* cache);
   // Gives all that is in the calling thread's stacks to the session cache.
   void Drain(OwnedCache* cache, const void* call_site);
+  // Takes the blocks of another thread's cache, whose keys are hidden since before a fence, with
+  // its mutex held.
+  static void CollectDrained(OwnedCache* cache, DrainedBlocks* drained);
   // The end of a thread's cache.
   static void Retire(OwnedCache* cache);
   // In a forked child, with the registry's mutex held: every session is the parent's.

@@ -46,6 +46,14 @@ _PLAIN_LIBRARIES = {
     "rapidcheck": (["-lrapidcheck"], "librapidcheck-dev"),
 }
 
+# What only benchmarks use, and is not needed to build the rest: target name -> (pkg-config module,
+# linker options, Debian package). SPANPOOL_HAVE_NAME is 1 where the package is installed.
+_PEERS = {
+    "boost_interprocess": (None, [], "libboost-dev"),
+    "dpdk": ("libdpdk", ["-lrte_mempool", "-lrte_eal"], "libdpdk-dev"),
+    "valgrind": (None, [], "valgrind"),
+}
+
 # What a library of ours adds to one of the system's: target name -> the value of `deps`.
 _EXTRA_DEPS = {
     "absl_synchronization": """select({
@@ -72,6 +80,11 @@ def _split_flags(flags, wanted, unwanted = []):
         if flag and [p for p in wanted if flag.startswith(p)] and flag not in unwanted:
             result.append(flag)
     return result
+
+# A peer's headers are not held to our warnings. Bazel allows headers below /usr/include.
+def _peer_copts(cflags):
+    return ["-isystem" + flag[2:] if flag.startswith("-I") else flag
+            for flag in _split_flags(cflags, ["-I/usr/include", "-m"])]
 
 _TARGET = """
 cc_library(
@@ -104,6 +117,21 @@ def _system_libs_impl(repository_ctx):
             linkopts = linkopts,
             deps = [":grpcpp"] if name.startswith("grpcpp") else [],
         ))
+    copts = []
+    for name, (module, linkopts, package) in _PEERS.items():
+        status = repository_ctx.execute(["dpkg-query", "-W", "-f", "${db:Status-Status}", package])
+        have = status.stdout.strip() == "installed"
+        targets.append(_TARGET.format(
+            name = name,
+            defines = ["SPANPOOL_HAVE_%s=%d" % (name.upper(), int(have))] +
+                      ([_version_define(repository_ctx, package)] if have else []),
+            linkopts = linkopts if have else [],
+            deps = "[]",
+        ))
+        if module:
+            cflags = _run(repository_ctx, ["pkg-config", "--cflags", module]) if have else ""
+            copts.append("%s_COPTS = %s\n" % (name.upper(), _peer_copts(cflags)))
+    repository_ctx.file("peers.bzl", "".join(copts))
     repository_ctx.file("BUILD", "\n".join(targets))
 
 system_libs = repository_rule(

@@ -100,18 +100,18 @@ class Session {
 };
 
 inline void* Session::Malloc(size_t bytes) noexcept {
-  if (__builtin_expect(bytes <= internal::kInlineBytes, 1)) {
-    internal::ThreadCache* const cache = internal::hot_cache;
-    void* block = internal::Pop(cache, &internal::ThreadCache::session, this,
-                                cache->stack_of[(bytes + 7) / 8]);
-    if (__builtin_expect(block != nullptr, 1)) {
-#ifdef SPANPOOL_DEBUG
-      NoteTaken(block);
-#endif
-      return block;
-    }
+  // Small sizes are told apart by one comparison.
+  if (__builtin_expect(bytes > internal::kFineBytes, 0) && bytes > internal::kInlineBytes) {
+    return MallocSlow(bytes);
   }
-  return MallocSlow(bytes);
+  internal::ThreadCache* const cache = internal::hot_cache;
+  void* block = internal::Pop(cache, &internal::ThreadCache::session, this,
+                              cache->stack_of[internal::IndexOfSize(bytes)]);
+  if (__builtin_expect(block == nullptr, 0)) return MallocSlow(bytes);
+#ifdef SPANPOOL_DEBUG
+  NoteTaken(block);
+#endif
+  return block;
 }
 
 inline void Session::Free(void* block) noexcept {

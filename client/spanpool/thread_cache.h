@@ -5,15 +5,22 @@
 // atomic read-modify-write or writes memory that another thread writes; both are inline up to the
 // miss.
 //
+// Others may want the blocks of a thread that is idle, and cannot know whether it was stopped in
+// the middle of an operation. So an operation first acts and then looks: it moves `top`, and then
+// reads the key. Whoever drains a cache clears its keys, has every running thread pass a barrier
+// (membarrier), and reads the tops. An operation that read the key before the barrier is complete,
+// and its top is seen; any other will find the key gone, and learns in the slow path (Undo...)
+// whether the block it moved was taken from under it. Nobody waits for anybody.
+//
 // Invariants
-//  1. Only the owning thread touches stacks and counters while its keys (`session`, `core`) stand.
-//     Whoever else wants them (to drain an idle thread, to read the counters) clears the keys, has
-//     every running thread pass a barrier (membarrier), and waits for `busy` to be clear: then the
-//     owner is outside the hot path, and on its next operation takes the slow one, which locks.
-//  2. `busy` is set before a key is looked at and cleared after the last access to a stack.
-//  3. floor ≤ top ≤ limit; the blocks in [floor, top) are free and in no other stack.
-//  4. Stack 0 is always both empty and full and its reciprocal is 0, so that pages which hold no
+//  1. Only the owning thread writes tops, floors, limits, the places of blocks and `allocations`.
+//     A cache that was drained stays without keys, and is not drained again, until the owner has
+//     settled its stacks: so at most one operation runs on tops that no longer count.
+//  2. floor ≤ top ≤ limit; unless it was drained, the blocks in [floor, top) are free and in no
+//     other stack.
+//  3. Stack 0 is always both empty and full and its reciprocal is 0, so that pages which hold no
 //     small block (entry 0) need no test of their own.
+//  4. `bytes` is 0 before the memory behind `pages` goes.
 //
 // Where the processor orders stores after earlier stores and loads after earlier loads (x86), the
 // memory orders below cost no instruction.
@@ -27,8 +34,28 @@
 
 namespace spanpool::internal {
 
-// The largest size whose class is looked up inline.
-inline constexpr size_t kInlineBytes = 1024;
+// Sizes are looked up in steps of 8 bytes up to 1 KiB, of 128 bytes up to 32 KiB, and of pages (8
+// KiB) up to 4 MiB, the largest that threads keep stacks of.
+inline constexpr size_t kFineBytes = 1 << 10;
+inline constexpr size_t kMediumBytes = 32 << 10;
+inline constexpr size_t kInlineBytes = 4 << 20;
+inline constexpr size_t kFineSizes = kFineBytes / 8 + 1;
+inline constexpr size_t kMediumSizes = (kMediumBytes - kFineBytes) / 128;
+inline constexpr size_t kInlineSizes =
+    kFineSizes + kMediumSizes + (kInlineBytes - kMediumBytes) / 8192;
+
+// Requires bytes <= kInlineBytes. The largest size of an index is SizeOfIndex().
+constexpr size_t IndexOfSize(size_t bytes) {
+  if (__builtin_expect(bytes <= kFineBytes, 1)) return (bytes + 7) / 8;
+  if (bytes <= kMediumBytes) return (bytes + 127) / 128 + (kFineSizes - 1 - kFineBytes / 128);
+  return (bytes + 8191) / 8192 + (kFineSizes + kMediumSizes - 1 - kMediumBytes / 8192);
+}
+constexpr size_t SizeOfIndex(size_t index) {
+  if (index < kFineSizes) return index * 8;
+  index -= kFineSizes - 1;
+  if (index <= kMediumSizes) return kFineBytes + index * 128;
+  return kMediumBytes + (index - kMediumSizes) * 8192;
+}
 
 // 136 span classes; then the sizes of large blocks from 5 to 512 pages.
 inline constexpr size_t kSpanClassStacks = 136;
@@ -36,9 +63,9 @@ inline constexpr size_t kLargeStacks = 52;
 inline constexpr size_t kStacks = kSpanClassStacks + kLargeStacks;
 
 struct Stack {
-  void** top = nullptr;    // one above the block that was freed last
-  void** floor = nullptr;  // constant
-  void** limit = nullptr;  // moved by the slow path only
+  std::atomic<void**> top{nullptr};  // one above the block that was freed last
+  void** floor = nullptr;            // constant
+  void** limit = nullptr;            // moved by the slow path only
   // ⌈2^32 / bytes per block⌉: offset × reciprocal, modulo 2^32, is below reciprocal exactly for
   // offsets that are a multiple of the block size.
   uint32_t reciprocal = 0;
@@ -57,11 +84,10 @@ struct ThreadCache {
   std::atomic<const void*> session{nullptr};  // the Session whose blocks these are
   std::atomic<const void*> core{nullptr};     // the same session's core, for Buffers
   uintptr_t base = 0;                         // where the pool is mapped
-  uint64_t bytes = 0;                         // how far it reaches
+  uint64_t bytes = 0;                         // how far it reaches; see ReadPlain
   const PageEntry* pages = nullptr;
-  uint64_t allocations = 0;  // written by CountOne, read by anyone with ReadCount
-  std::atomic<bool> busy{false};
-  uint16_t stack_of[kInlineBytes / 8 + 1] = {};  // by (size + 7) / 8: byte offset of the stack
+  uint64_t allocations = 0;              // written by CountOne, read by anyone with ReadCount
+  uint16_t stack_of[kInlineSizes] = {};  // by IndexOfSize: byte offset of the stack
   Stack stacks[kStacks];
 };
 
@@ -71,24 +97,14 @@ extern constinit thread_local ThreadCache* hot_cache __attribute__((tls_model("i
 
 // ThreadSanitizer knows nothing of membarrier; it is shown the full order instead.
 #if defined(__SANITIZE_THREAD__)
-inline constexpr std::memory_order kMarkOrder = std::memory_order_seq_cst;
+inline constexpr std::memory_order kTopOrder = std::memory_order_seq_cst;
 inline constexpr std::memory_order kKeyOrder = std::memory_order_seq_cst;
 #else
-inline constexpr std::memory_order kMarkOrder = std::memory_order_relaxed;
-// acquire: pairs with the release that puts the keys back after somebody else used the stacks.
-inline constexpr std::memory_order kKeyOrder = std::memory_order_acquire;
+// release: pairs with the acquire of who drains; the block stands in its place before.
+inline constexpr std::memory_order kTopOrder = std::memory_order_release;
+// relaxed: nothing is reached through a key.
+inline constexpr std::memory_order kKeyOrder = std::memory_order_relaxed;
 #endif
-
-inline void Mark(ThreadCache* cache) {
-  cache->busy.store(true, kMarkOrder);
-  // The processor may let the load of the key overtake this store; membarrier makes up for it. The
-  // compiler may not.
-  std::atomic_signal_fence(std::memory_order_seq_cst);
-}
-inline void Unmark(ThreadCache* cache) {
-  // release: pairs with the acquire of whoever waits for busy to clear before it reads the stacks.
-  cache->busy.store(false, std::memory_order_release);
-}
 
 // Adds one to a counter that only the calling thread writes. Readers load it atomically; a single
 // plain increment is what a relaxed load and store amount to, in one instruction instead of three.
@@ -103,52 +119,65 @@ inline uint64_t ReadCount(const uint64_t* counter) {
   return __atomic_load_n(counter, __ATOMIC_RELAXED);
 }
 
+// Reads what another thread may clear meanwhile. A plain load is what a relaxed one amounts to, but
+// can be part of the instruction that compares.
+inline uint64_t ReadPlain(const uint64_t* value) {
+#if defined(__SANITIZE_THREAD__)
+  return __atomic_load_n(value, __ATOMIC_RELAXED);
+#else
+  return *value;
+#endif
+}
+
+// The slow ends of Pop and Push, for an operation that found its key gone after it had moved the
+// top of the stack at `offset` from `top`. Afterwards it is as if the operation had not been begun;
+// but UndoPush may return true: the block had been pushed in time to be drained with the others,
+// and so is free.
+void UndoPop(ThreadCache* cache, size_t offset, void** top);
+bool UndoPush(ThreadCache* cache, size_t offset, void** top, const void* key);
+
 // Pops a block from the stack at `offset`; null if there is none or the cache is not `key`'s.
 inline void* Pop(ThreadCache* cache, std::atomic<const void*> ThreadCache::*key_field,
                  const void* key, size_t offset) {
-  Mark(cache);
-  if (__builtin_expect((cache->*key_field).load(kKeyOrder) == key, 1)) {
-    auto& stack = *reinterpret_cast<Stack*>(reinterpret_cast<char*>(cache->stacks) + offset);
-    void** top = stack.top;
-    if (__builtin_expect(top != stack.floor, 1)) {
-      void* block = *--top;
-      if (block == nullptr) __builtin_unreachable();  // spares the caller's test
-      stack.top = top;
-      CountOne(&cache->allocations);
-      Unmark(cache);
-      return block;
-    }
+  auto& stack = *reinterpret_cast<Stack*>(reinterpret_cast<char*>(cache->stacks) + offset);
+  void** const top = stack.top.load(std::memory_order_relaxed);
+  if (__builtin_expect(top == stack.floor, 0)) return nullptr;
+  void* const block = top[-1];
+  if (block == nullptr) __builtin_unreachable();  // spares the caller's test
+  stack.top.store(top - 1, kTopOrder);
+  // The processor may let the load of the key overtake the store; membarrier makes up for it. The
+  // compiler may not.
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+  if (__builtin_expect((cache->*key_field).load(kKeyOrder) != key, 0)) {
+    UndoPop(cache, offset, top);
+    return nullptr;
   }
-  Unmark(cache);
-  return nullptr;
+  CountOne(&cache->allocations);
+  return block;
 }
 
 // Pushes `block` on its stack. False, with nothing done, if it is not the start of a block that
 // has a stack, the stack is full, or the cache is not `key`'s.
 inline bool Push(ThreadCache* cache, std::atomic<const void*> ThreadCache::*key_field,
                  const void* key, void* block) {
-  Mark(cache);
-  if (__builtin_expect((cache->*key_field).load(kKeyOrder) == key, 1)) {
-    const uint64_t offset = reinterpret_cast<uintptr_t>(block) - cache->base;
-    if (__builtin_expect(offset < cache->bytes, 1)) {
-      // relaxed: whoever passed the block to this thread made the entry visible with it.
-      const uint64_t entry = cache->pages[offset >> 13].load(std::memory_order_relaxed);
-      auto& stack = *reinterpret_cast<Stack*>(reinterpret_cast<char*>(cache->stacks) +
-                                              static_cast<uint16_t>(entry));
-      const uint32_t residue =
-          static_cast<uint32_t>(offset) * stack.reciprocal - static_cast<uint32_t>(entry >> 32);
-      void** top = stack.top;
-      if (__builtin_expect(residue < stack.reciprocal, 1) &&
-          __builtin_expect(top != stack.limit, 1)) {
-        *top = block;
-        stack.top = top + 1;
-        Unmark(cache);
-        return true;
-      }
-    }
+  const uint64_t offset = reinterpret_cast<uintptr_t>(block) - cache->base;
+  if (__builtin_expect(offset >= ReadPlain(&cache->bytes), 0)) return false;
+  // relaxed: whoever passed the block to this thread made the entry visible with it.
+  const uint64_t entry = cache->pages[offset >> 13].load(std::memory_order_relaxed);
+  const size_t stack_offset = static_cast<uint16_t>(entry);
+  auto& stack = *reinterpret_cast<Stack*>(reinterpret_cast<char*>(cache->stacks) + stack_offset);
+  const uint32_t residue =
+      static_cast<uint32_t>(offset) * stack.reciprocal - static_cast<uint32_t>(entry >> 32);
+  if (__builtin_expect(residue >= stack.reciprocal, 0)) return false;
+  void** const top = stack.top.load(std::memory_order_relaxed);
+  if (__builtin_expect(top == stack.limit, 0)) return false;
+  *top = block;
+  stack.top.store(top + 1, kTopOrder);
+  std::atomic_signal_fence(std::memory_order_seq_cst);  // as in Pop
+  if (__builtin_expect((cache->*key_field).load(kKeyOrder) != key, 0)) {
+    return UndoPush(cache, stack_offset, top, key);
   }
-  Unmark(cache);
-  return false;
+  return true;
 }
 
 }  // namespace spanpool::internal

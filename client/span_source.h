@@ -82,7 +82,8 @@ class SpanSource {
   // something; -1: never. While another thread waits for an answer on the same connection, that
   // thread may come upon it first; then `wake` is called, which has been set before any other call.
   virtual int notice_fd() const { return -1; }
-  virtual void SetNoticeCallback(std::function<void()> wake) { static_cast<void>(wake); }
+  // NOLINTNEXTLINE(performance-unnecessary-value-param): who overrides it keeps it
+  virtual void SetNoticeCallback(std::function<void()> /*wake*/) {}
   // The recall that was asked for last and not yet taken, if any. Never waits.
   virtual std::optional<RecallRequest> TakeRecall() { return std::nullopt; }
   // Says that what was idle has been returned.

@@ -64,18 +64,18 @@ def check_python(files):
 
 
 def check_packages(_):
-    """Every library that the build asks for is installed by ./dev build."""
+    """Every library that the build asks for is installed by ./dev build, or by ./dev bench."""
     libraries = "third_party/system_libs.bzl"
     group, build = None, set()
     for line in read("deploy/packages.txt").splitlines():
         if line.startswith("# ["):
             group = line[3:].split("]")[0]
-        elif line and not line.startswith("#") and group == "build":
+        elif line and not line.startswith("#") and group in ("build", "bench"):
             build.add(line)
     for number, line in enumerate(read(libraries).splitlines(), 1):
         for package in re.findall(r'"([\w.+-]+-dev)"', line):
             if package not in build:
-                yield Problem(libraries, number, "%s is missing from the [build] group of "
+                yield Problem(libraries, number, "%s is missing from the [build] and [bench] groups of "
                               "deploy/packages.txt" % package)
 
 

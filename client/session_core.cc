@@ -90,6 +90,7 @@ absl::Status SessionCore::Init(const layout::UniqueFd& session_segment) {
 
   cache_ = std::make_unique<SessionCache>(limit_bytes_, source_.get(), range_.get(), pages_.get(),
                                           &misuse_, [this] { return WakeHousekeeper(); });
+  // Before the thread caches: their fork handlers rely on it.
   references_ = std::make_unique<References>(incarnation_, segment_, slot_capacity_, range_.get(),
                                              cache_.get());
   threads_ =

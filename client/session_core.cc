@@ -99,12 +99,13 @@ absl::Status SessionCore::Init(const layout::UniqueFd& session_segment) {
     source_->SetNoticeCallback([this] { WakeHousekeeper(); });
     housekeeper_ = std::make_unique<Housekeeper>([this] { return KeepHouse(absl::Now()); },
                                                  source_->notice_fd());
+    housekeeper_->Start();
   }
   return absl::OkStatus();
 }
 
 SessionCore::~SessionCore() {
-  housekeeper_.reset();
+  if (housekeeper_ != nullptr) housekeeper_->Stop();
   threads_.reset();
   if (references_ != nullptr) {
     // Slots before spans, spans before the end. If the daemon is gone, or a word is frozen, the end

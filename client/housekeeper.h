@@ -35,8 +35,8 @@ class Housekeeper {
 
   // Makes the thread. Apart from construction, so that the work may refer to this object. Once.
   void Start();
-  // Waits for work under way to end; none is done afterwards. Not beside Wake from other threads than
-  // the work's.
+  // Waits for work under way to end; none is done afterwards. Not beside Wake from other threads
+  // than the work's.
   void Stop();
 
   // Has the work done soon. Cheap when it was asked for already. False: there is no thread.

@@ -40,9 +40,9 @@ struct SlotStocksRegistry {
     *known = SlotStocks::Known();
   }
 
-  // A fork finds the registry whole; in the child every session is the parent's. Handlers run in the
-  // reverse order of their registration before a fork, and a session makes its references before its
-  // thread caches: so theirs runs, and takes its lock of the lower rank, first.
+  // A fork finds the registry whole; in the child every session is the parent's. Handlers run in
+  // the reverse order of their registration before a fork, and a session makes its references
+  // before its thread caches: so theirs runs, and takes its lock of the lower rank, first.
   static void BeforeFork() ABSL_NO_THREAD_SAFETY_ANALYSIS { Get().mu.Lock(); }
   static void AfterForkInParent() ABSL_NO_THREAD_SAFETY_ANALYSIS { Get().mu.Unlock(); }
   static void AfterForkInChild() ABSL_NO_THREAD_SAFETY_ANALYSIS {

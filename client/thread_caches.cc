@@ -78,8 +78,8 @@ struct ThreadCaches::OwnedCache : ThreadCache {
   // What `session` and `core` are while the cache is not drained.
   const void* session_key ABSL_GUARDED_BY(mu) = nullptr;
   const void* core_key ABSL_GUARDED_BY(mu) = nullptr;
-  // Others are about to look at the stacks: the keys stay hidden until they have, whatever the owner
-  // does.
+  // Others are about to look at the stacks: the keys stay hidden until they have, whatever the
+  // owner does.
   bool draining ABSL_GUARDED_BY(mu) = false;
   // Others took the blocks: those below drained_top, which is where each stack's top was.
   bool drained ABSL_GUARDED_BY(mu) = false;

@@ -3,6 +3,7 @@
 # it; it runs from the root of the workspace.
 #
 #   image.sh [BUILT]
+#   image.sh --base           makes or fetches the base alone, and prints its name
 #     BUILT  a folder where Bazel left its results on a Debian 12: the images get these binaries, and nothing
 #            is compiled. Without it all is built from the sources in a container.
 #
@@ -58,6 +59,11 @@ make_base() {
 if ! have "$base" && ! timeout 60 docker pull -q "$base" >/dev/null 2>&1; then
   base=spanpool-base
   have "$base" || make_base
+fi
+
+if [[ ${1:-} == --base ]]; then
+  echo "$base"
+  exit
 fi
 
 context=. dockerfile=deploy/Dockerfile

@@ -12,8 +12,6 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
-#include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,10 +19,10 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "nlohmann/json.hpp"
+#include "tests/deploy/engine.h"
 #include "tests/support/actor.h"
 #include "tests/support/process.h"
 #include "tests/support/shell.h"
@@ -35,13 +33,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr uint64_t kMiB = uint64_t{1} << 20;
-
-// What `command` printed, without the last newline; a failed expectation if it failed.
-std::string Must(const std::string& command) {
-  const ShellResult result = Shell(command);
-  EXPECT_TRUE(result.ok()) << command << ": " << result;
-  return std::string(absl::StripTrailingAsciiWhitespace(result.output));
-}
 
 // Asks until `condition` holds, at most a minute. False: it never did.
 template <typename Condition>
@@ -54,47 +45,12 @@ bool Eventually(const Condition& condition) {
   return true;
 }
 
-// Why there is no engine; empty if there is one.
-std::string* no_engine;
-
-class ContainersEnvironment : public ::testing::Environment {
- public:
-  void SetUp() override {
-    no_engine = new std::string;
-    engine_ = std::make_unique<Process>(std::vector<std::string>{Runfile("deploy/engine"), "hold"});
-    std::optional<std::string> host;
-    // Each waits a minute: another engine may have to end first.
-    for (int minutes = 0; minutes < 10 && !host.has_value(); ++minutes) host = engine_->ReadLine();
-    if (!host.has_value()) {
-      const int exit = engine_->Wait();
-      *no_engine = engine_->standard_error();
-      ASSERT_EQ(exit, 3) << *no_engine;
-      return;
-    }
-    setenv("DOCKER_HOST", host->c_str(), 1);
-    setenv("SPANPOOL_TAG", "test", 1);
-    const ShellResult images = Shell("cd " + Runfile("") + " && deploy/image.sh .");
-    ASSERT_TRUE(images.ok()) << images;
-  }
-  void TearDown() override {
-    // The engine of our own ends with its input.
-    if (engine_ != nullptr && no_engine->empty()) {
-      engine_->CloseInput();
-      engine_->Wait();
-    }
-  }
-
- private:
-  std::unique_ptr<Process> engine_;
-};
-
-const auto* const environment =
-    ::testing::AddGlobalTestEnvironment(new ContainersEnvironment);  // GoogleTest owns it
+const auto* const engine = ::testing::AddGlobalTestEnvironment(new Engine);
 
 class Containers : public ::testing::Test {
  protected:
   void SetUp() override {
-    if (!no_engine->empty()) GTEST_SKIP() << *no_engine;
+    if (!Engine::WhyNone().empty()) GTEST_SKIP() << Engine::WhyNone();
     prefix_ = absl::StrCat("spanpool-test-", getpid(), "-");
     folder_ = TemporaryDirectory();
     fs::create_directory(folder_ + "/run");
@@ -102,7 +58,7 @@ class Containers : public ::testing::Test {
     ASSERT_EQ(chown((folder_ + "/run").c_str(), 10001, 10001), 0);
   }
   void TearDown() override {
-    if (!no_engine->empty()) return;
+    if (!Engine::WhyNone().empty()) return;
     Shell("docker ps -aq --filter name=" + prefix_ + " | xargs -r docker rm -fv");
     fs::remove_all(folder_);
   }

@@ -105,6 +105,9 @@ absl::Status Daemon::Serve() {
     pools_.back()->SetShortageCallback([this](const Session& session, uint64_t bytes) {
       recaller_.AskOthers(session, bytes, absl::Now());
     });
+    pools_.back()->SetEvictedCallback([this](const Session& session) {
+      if (attach_server_ != nullptr) attach_server_->CloseConnection(session.id());
+    });
   }
   housekeeper_ = std::make_unique<Housekeeper>(pools);
   reaper_ = std::make_unique<Reaper>(pools);
@@ -143,11 +146,7 @@ absl::Status Daemon::Serve() {
 // services of the callback API, gRPC's own health service among them, would.
 absl::Status Daemon::StartGrpc(const std::vector<Pool*>& pools) {
   admin_service_ = std::make_unique<AdminService>(pools, &recaller_, absl::Now());
-  pool_service_ =
-      std::make_unique<PoolService>(&sessions_, [this](Session& session, const absl::Status& why) {
-        session.pool().Evict(session, why);
-        attach_server_->CloseConnection(session.id());
-      });
+  pool_service_ = std::make_unique<PoolService>(&sessions_);
   health_service_.SetServing("");
   for (const Pool* pool : pools) health_service_.SetServing(HealthServiceOf(pool->name()));
   grpc::EnableDefaultHealthCheckService(false);
@@ -217,10 +216,11 @@ void Daemon::Stop() {
     pool_service_->Shutdown();
   }
   if (loop_ != nullptr) loop_->Stop();
+  // It may be closing a liar's connection.
+  reaper_.reset();
   grpc_listener_.reset();
   attach_server_.reset();
   loop_.reset();
-  reaper_.reset();
   housekeeper_.reset();
   Log().info("stopped");
 }

@@ -2,43 +2,56 @@
 //
 //   hostile_main RUN_DIR POOL ATTACK SEED
 //
-// Prints DONE when the attack is over, holds on to all it got until its input ends, and then dies
-// without a word to the daemon. Exits with 3 if the daemon let it do what it must not, or did not
-// serve what it must.
+// Prints DONE and the processes that did it when the attack is over, holds on to all it got until
+// its input ends, and then dies without a word to the daemon. Exits with 3 if the daemon let it do
+// what it must not, or did not serve what it must.
 
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <poll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <iostream>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "allocator/lock_rank.h"
+#include "allocator/units.h"
 #include "client/rpc_connection.h"
 #include "proto/layout/attach.h"
+#include "proto/layout/block_table.h"
+#include "proto/layout/block_word.h"
 #include "proto/layout/packet.h"
 #include "proto/layout/run_dir.h"
 #include "proto/layout/session_segment.h"
+#include "proto/layout/slot.h"
+#include "spanpool/v1/pool.pb.h"
 #include "tests/support/hostile_client.h"
 
 namespace spanpool::testing {
 namespace {
 
 using internal::RpcConnection;
-using layout::AttachHeader;
-using layout::AttachType;
+using layout::BlockWord;
+using layout::SharedWord;
+using layout::Slot;
+using layout::SlotState;
 
 constexpr uint32_t kClassOf64 = 6 * 2 + 1;  // 64-byte blocks, noscan
 constexpr uint32_t kLarge = 1;
@@ -61,6 +74,8 @@ struct Attacker {
   std::vector<std::unique_ptr<RpcConnection>> connections;
   std::vector<std::unique_ptr<HostileCall>> calls;  // go before the connections
   std::vector<layout::UniqueFd> fds;
+  // The processes that do it; the attacker's own if none is here.
+  std::vector<pid_t> pids;
 
   ~Attacker() { calls.clear(); }
 
@@ -375,6 +390,239 @@ void SealedFiles(Attacker& attacker) {
          "punch a hole in the control segment");
 }
 
+// --- Shared memory -------------------------------------------------------------------------------
+
+constexpr uint64_t kGranulesNearby = 4 * kGranulesPerPage * 64;
+
+// A client that has some spans, has shared blocks of them, and has everything mapped that it may.
+class Scribbler {
+ public:
+  explicit Scribbler(Attacker& attacker)
+      : random_(attacker.random),
+        client_(attacker.run_dir),
+        connection_(attacker.run_dir + "/" + layout::kGrpcSocketName) {
+    client_.Attach(attacker.pool);
+    HostileExchange exchange(&connection_, client_);
+    v1::ExchangeRequest request = Want(kClassOf64, 4);
+    *request.add_wants() = Want(kLarge, 2, 5).wants(0);
+    const v1::ExchangeResponse response = exchange.Must(request);
+    for (const v1::SpanGrant& grant : response.grants()) {
+      granules_.push_back(grant.first_page() * kGranulesPerPage);
+    }
+    arena_ = client_.MapArena(0);
+    if (arena_ == nullptr || granules_.empty()) Broken("neither spans nor an arena");
+    for (uint32_t i = 0; i < granules_.size(); ++i) {
+      slot(i) = Slot(SlotState::kHeld, GranuleId(granules_[i])).bits();
+      SharedWord& word = layout::WordOf(*arena_->table, GranuleId(granules_[i]));
+      word = BlockWord(word).Shared().bits();
+    }
+  }
+
+  HostileClient& client() { return client_; }
+  const HostileClient::Arena& arena() const { return *arena_; }
+  layout::SharedSlot& slot(uint32_t index) { return layout::SlotsOf(client_.segment())[index]; }
+
+  // A granule of its own, or of the arena, or of nowhere.
+  uint64_t Granule() {
+    switch (random_() % 4) {
+      case 0:
+        return random_();
+      case 1:
+        return random_() % kGranulesPerArena;
+      case 2:
+        return random_() % kGranulesNearby;
+      default:
+        return granules_[random_() % granules_.size()] + random_() % 3;
+    }
+  }
+
+  // In all the segment, or where an honest client would write too.
+  void ScribbleSegment(int writes) {
+    layout::SessionSegment* const segment = client_.segment();
+    auto* const words = reinterpret_cast<std::atomic<uint64_t>*>(segment);
+    for (int i = 0; i < writes; ++i) {
+      const auto index = static_cast<uint32_t>(random_() % (random_() % 2 ? 64 : 20'000));
+      switch (random_() % 4) {
+        case 0:
+          words[random_() % (layout::kSessionSegmentBytes / 8)] = random_();
+          break;
+        case 1: {
+          layout::SlotNote& note = layout::NotesOf(segment)[index];
+          note.entry = random_() % 3 == 0 ? random_() : Granule() * kGranuleBytes;
+          note.value = random_() % 2 == 0 ? 0 : random_();
+          break;
+        }
+        default:
+          slot(index) =
+              random_() % 8 << 61 | random_() % 256 << 53 | (Granule() & ((uint64_t{1} << 53) - 1));
+      }
+    }
+  }
+
+  // Words, exact lengths and hints: noise, or what an honest client could have written.
+  void ScribbleTable(int writes) {
+    layout::BlockTable& table = *arena_->table;
+    for (int i = 0; i < writes; ++i) {
+      switch (random_() % 8) {
+        case 0:
+          table.lengths[random_() % kPagesPerArena] = random_();
+          break;
+        case 1:
+          table.hints[random_() % (kPagesPerArena / 64)] = random_();
+          break;
+        case 2:
+          layout::WordOf(table, GranuleId(Granule())) = random_();
+          break;
+        default:
+          layout::WordOf(table, GranuleId(Granule())) = random_() % 8 << 61 | random_() % 8 << 58 |
+                                                        random_() % 3 << 54 | random_() % 4 << 40 |
+                                                        random_() % 3;
+      }
+    }
+  }
+
+  // The blocks themselves, and so whatever stands in them, channels too.
+  void ScribbleData(int writes) {
+    auto* const words = reinterpret_cast<std::atomic<uint64_t>*>(arena_->data);
+    for (int i = 0; i < writes; ++i) {
+      words[random_() % 2 == 0 ? random_() % (kArenaBytes / 8)
+                               : Granule() * 8 % (kArenaBytes / 8)] =
+          random_() % 2 == 0 ? random_()
+                             : random_() % 4 << 62 | random_() % 4 << 32 | random_() % 2;
+    }
+  }
+
+  // In every file, by its descriptor and through its mapping.
+  void PunchHoles(int holes) {
+    struct Target {
+      int fd;
+      std::byte* memory;
+      size_t bytes;
+    };
+    const Target targets[] = {
+        {client_.segment_fd(), reinterpret_cast<std::byte*>(client_.segment()),
+         layout::kSessionSegmentBytes},
+        {arena_->table_fd.get(), reinterpret_cast<std::byte*>(arena_->table),
+         layout::kBlockTableBytes},
+        {arena_->data_fd.get(), arena_->data, kArenaBytes}};
+    for (int i = 0; i < holes; ++i) {
+      const Target& target = targets[random_() % std::size(targets)];
+      const size_t pages = target.bytes / 4096;
+      const size_t page = random_() % 3 == 0 ? random_() % pages : random_() % 4;
+      const size_t count = std::min(pages - page, 1 + random_() % 4);
+      if (random_() % 2 == 0) {
+        (void)fallocate(target.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                        static_cast<off_t>(page * 4096), static_cast<off_t>(count * 4096));
+      } else {
+        (void)madvise(target.memory + page * 4096, count * 4096, MADV_REMOVE);
+      }
+    }
+    for (const Target& target : targets) {
+      if (random_() % 4 != 0) continue;
+      (void)fallocate(target.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
+                      static_cast<off_t>(target.bytes));
+    }
+  }
+
+ private:
+  std::mt19937_64& random_;
+  HostileClient client_;
+  RpcConnection connection_;
+  const HostileClient::Arena* arena_ = nullptr;
+  std::vector<uint64_t> granules_;  // where blocks begin
+};
+
+// Runs `act` in a process of its own, which then dies.
+void InAProcess(Attacker& attacker, const std::function<void(Attacker&)>& act) {
+  const uint64_t seed = attacker.random();
+  const pid_t pid = fork();
+  if (pid < 0) Broken("fork");
+  if (pid == 0) {
+    attacker.random.seed(seed);
+    act(attacker);
+    _exit(0);
+  }
+  attacker.pids.push_back(pid);
+}
+
+void AwaitProcesses() {
+  int status = 0;
+  while (wait(&status) > 0) {
+    if (status != 0) Broken("a process of its own failed");
+  }
+}
+
+// Many processes, some at a time, which write over what `scribble` says and die.
+void ScribbleAndDie(Attacker& attacker, const std::function<void(Scribbler&)>& scribble) {
+  for (int round = 0; round < 8; ++round) {
+    for (int i = 0; i < 3; ++i) {
+      InAProcess(attacker, [&](Attacker& self) {
+        Scribbler scribbler(self);
+        for (uint64_t n = 1 + self.random() % 5; n > 0; --n) scribble(scribbler);
+      });
+    }
+    AwaitProcesses();
+  }
+}
+
+void ScribbledSegments(Attacker& attacker) {
+  ScribbleAndDie(attacker, [](Scribbler& scribbler) { scribbler.ScribbleSegment(20'000); });
+}
+
+void ScribbledTables(Attacker& attacker) {
+  ScribbleAndDie(attacker, [](Scribbler& scribbler) {
+    scribbler.ScribbleTable(100'000);
+    scribbler.ScribbleSegment(1000);
+  });
+}
+
+void ScribbledBlocks(Attacker& attacker) {
+  ScribbleAndDie(attacker, [](Scribbler& scribbler) {
+    scribbler.ScribbleData(50'000);
+    scribbler.ScribbleSegment(1000);
+  });
+}
+
+void PunchedHoles(Attacker& attacker) {
+  ScribbleAndDie(attacker, [](Scribbler& scribbler) {
+    scribbler.ScribbleSegment(1000);
+    scribbler.PunchHoles(100);
+    scribbler.ScribbleTable(1000);
+  });
+}
+
+// Processes die and leave what they had to others, who go on writing over it until the attacker is
+// dead too.
+void AccomplicesOfTheDead(Attacker& attacker) {
+  int living[2];
+  if (pipe2(living, O_CLOEXEC) != 0) Broken("pipe2");
+  for (int i = 0; i < 3; ++i) {
+    InAProcess(attacker, [&](Attacker& self) {
+      Scribbler scribbler(self);
+      scribbler.ScribbleSegment(1000);
+      const pid_t accomplice = fork();
+      if (accomplice != 0) _exit(accomplice < 0 ? 1 : 0);
+      // Nobody is to wait for what it might say.
+      for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO, living[1]}) close(fd);
+      pollfd attackers_end{.fd = living[0], .events = POLLIN, .revents = 0};
+      while (poll(&attackers_end, 1, 0) == 0) {
+        scribbler.ScribbleSegment(300);
+        scribbler.ScribbleTable(100);
+        scribbler.PunchHoles(2);
+        // In the middle of steps, all the time.
+        for (uint32_t slot = 0; slot < 64; ++slot) {
+          scribbler.slot(slot) = Slot(slot % 2 == 0 ? SlotState::kAcquiring : SlotState::kReleasing,
+                                      GranuleId(scribbler.Granule()))
+                                     .bits();
+        }
+      }
+    });
+  }
+  AwaitProcesses();
+  close(living[0]);
+  attacker.fds.emplace_back(living[1]);
+}
+
 using Attack = void (*)(Attacker&);
 const std::map<std::string, Attack>& Attacks() {
   static const auto* const attacks = new std::map<std::string, Attack>{
@@ -390,6 +638,11 @@ const std::map<std::string, Attack>& Attacks() {
       {"AnswersThatAreNeverRead", AnswersThatAreNeverRead},
       {"CallsThatAreHeldOpen", CallsThatAreHeldOpen},
       {"SealedFiles", SealedFiles},
+      {"ScribbledSegments", ScribbledSegments},
+      {"ScribbledTables", ScribbledTables},
+      {"ScribbledBlocks", ScribbledBlocks},
+      {"PunchedHoles", PunchedHoles},
+      {"AccomplicesOfTheDead", AccomplicesOfTheDead},
   };
   return *attacks;
 }
@@ -406,9 +659,13 @@ int main(int argc, char** argv) {
                                        .clients = {},
                                        .connections = {},
                                        .calls = {},
-                                       .fds = {}};
+                                       .fds = {},
+                                       .pids = {}};
   Attacks().at(argv[3])(attacker);
-  std::cout << "DONE" << std::endl;
+  if (attacker.pids.empty()) attacker.pids.push_back(getpid());
+  std::cout << "DONE";
+  for (const pid_t pid : attacker.pids) std::cout << ' ' << pid;
+  std::cout << std::endl;
   for (std::string line; std::getline(std::cin, line);) {
   }
   _exit(0);

@@ -150,7 +150,7 @@ class PoolService::Stream : public SessionStream, public std::enable_shared_from
     absl::StatusOr<ExchangeResult> result =
         session_->pool().Exchange(*session_, FromProto(request_));
     if (!result.ok() && absl::IsInvalidArgument(result.status())) {
-      service_->evict_(*session_, result.status());
+      session_->pool().Evict(*session_, result.status());
     }
     RankedMutexLock lock(&mu_);
     if (!result.ok()) {
@@ -201,8 +201,7 @@ class PoolService::Stream : public SessionStream, public std::enable_shared_from
   bool finishing_ ABSL_GUARDED_BY(mu_) = false;
 };
 
-PoolService::PoolService(SessionTable* sessions, Evict evict)
-    : sessions_(sessions), evict_(std::move(evict)) {}
+PoolService::PoolService(SessionTable* sessions) : sessions_(sessions) {}
 
 PoolService::~PoolService() {
   SPANPOOL_CHECK(threads_.empty()) << "PoolService::Shutdown was not called";

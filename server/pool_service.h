@@ -15,7 +15,6 @@
 #ifndef SPANPOOL_SERVER_POOL_SERVICE_H_
 #define SPANPOOL_SERVER_POOL_SERVICE_H_
 
-#include <functional>
 #include <memory>
 #include <set>
 #include <thread>
@@ -33,10 +32,8 @@ namespace spanpool {
 
 class PoolService {
  public:
-  using Evict = std::function<void(Session& session, const absl::Status& why)>;
-
-  // `sessions` outlives this object. `evict` is called when a session breaks the rules.
-  PoolService(SessionTable* sessions, Evict evict);
+  // `sessions` outlives this object. A session that breaks the rules is evicted.
+  explicit PoolService(SessionTable* sessions);
   // Drain and Shutdown were called, if Start was.
   ~PoolService();
   PoolService(const PoolService&) = delete;
@@ -69,7 +66,6 @@ class PoolService {
 
   // Constant after Register.
   SessionTable* const sessions_;
-  const Evict evict_;
   v1::Pool::AsyncService service_;
   std::unique_ptr<grpc::ServerCompletionQueue> queue_;
 

@@ -113,6 +113,9 @@ class Session {
     uint32_t next_slot = 0;
     // Slots in flight, on blocks that others refer to: they need a recount.
     std::vector<uint32_t> ambiguous;
+    int recounts = 0;  // that were made for them, and not put off
+    // Something made no sense, and the log has it.
+    bool lied = false;
   };
   Reaping reaping;
 

@@ -24,6 +24,17 @@ constexpr absl::Duration kFrozenPatience = absl::Milliseconds(100);
 constexpr absl::Duration kFrozenPause = absl::Microseconds(200);
 // How often to look whether what is under way was taken.
 constexpr absl::Duration kLookInterval = absl::Milliseconds(10);
+// At how many at a time.
+constexpr size_t kLooksAtOnce = 4096;
+
+// Takes up to kLooksAtOnce out of the front of `queue`.
+template <typename T>
+std::vector<T> TakeSome(std::deque<T>* queue) {
+  const auto end = queue->begin() + static_cast<ptrdiff_t>(std::min(queue->size(), kLooksAtOnce));
+  std::vector<T> some(queue->begin(), end);
+  queue->erase(queue->begin(), end);
+  return some;
+}
 
 }  // namespace
 
@@ -49,11 +60,16 @@ void WorkerReferences::GiveSlot(uint32_t slot) {
 }
 
 absl::StatusOr<uint32_t> WorkerReferences::Open(GranuleId granule, uint64_t generation) {
+  return OpenWithin(granule, generation, kFrozenPatience);
+}
+
+absl::StatusOr<uint32_t> WorkerReferences::OpenWithin(GranuleId granule, uint64_t generation,
+                                                      absl::Duration patience) {
   layout::SharedWord* const word = arenas_->WordOf(granule);
   if (word == nullptr) return absl::NotFoundError("there never was such a block");
   absl::StatusOr<uint32_t> slot = NewSlot();
   if (!slot.ok()) return slot.status();
-  const absl::Time deadline = absl::Now() + kFrozenPatience;
+  const absl::Time deadline = absl::Now() + patience;
   for (;;) {
     switch (layout::OpenBlock(memory_->slot(*slot), *word, granule, generation, layout::kMaxRefs)
                 .result) {
@@ -117,7 +133,9 @@ absl::Status WorkerReferences::Adopt(Slot dead, const layout::SlotNote& note, ab
   const layout::SharedWord* const word = arenas_->WordOf(dead.granule());
   if (word == nullptr) return absl::NotFoundError("there never was such a block");
   const BlockWord now(word->load(std::memory_order_acquire));
-  absl::StatusOr<uint32_t> heir = Open(dead.granule(), now.generation());
+  // The reaper recounts, and does not now: a word that is frozen all the same will stay so.
+  absl::StatusOr<uint32_t> heir =
+      OpenWithin(dead.granule(), now.generation(), absl::ZeroDuration());
   if (!heir.ok()) return heir.status();
   layout::SlotNote& own = memory_->note(*heir);
   own.entry.store(note.entry.load(std::memory_order_relaxed), std::memory_order_relaxed);
@@ -150,8 +168,8 @@ absl::Time WorkerReferences::Settle(absl::Time now) {
   std::vector<Transit> transits;
   {
     RankedMutexLock lock(&mu_);
-    pending.swap(pending_);
-    transits.swap(transits_);
+    pending = TakeSome(&pending_);
+    transits = TakeSome(&transits_);
   }
   std::erase_if(pending, [this](uint32_t slot) { return TryRelease(slot); });
   std::erase_if(transits, [this, now](const Transit& each) { return TryLetGo(each, now); });

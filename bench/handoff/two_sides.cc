@@ -26,7 +26,7 @@ namespace spanpool::bench {
 namespace {
 
 // How many messages it takes until all blocks have been used and all stocks are as full as they
-// get.
+// get. Those without any need none, and may be too slow for so many.
 constexpr uint64_t kWarmUp = 200 * kWindow;
 
 // What the sender's process tells the receiver's, over a socket that is not measured.
@@ -101,7 +101,7 @@ class Measurement {
 
   absl::Status Prepare(size_t bytes, absl::Duration time) {
     if (bytes == bytes_) {
-      Run(kWarmUp);
+      WarmUp(time);
       return absl::OkStatus();
     }
     bytes_ = 0;
@@ -113,7 +113,7 @@ class Measurement {
       messages_ = static_cast<uint64_t>(n);
       return Run(messages_);
     });
-    Run(kWarmUp);
+    WarmUp(time);
     (void)timer_->NsPerOperation();  // finds out how many are worth measuring
     return absl::OkStatus();
   }
@@ -129,6 +129,14 @@ class Measurement {
       return absl::OkStatus();
     }
     return absl::AbortedError("the receiver's process ended");
+  }
+
+  // At most kWarmUp messages, and about as long as a round.
+  void WarmUp(absl::Duration time) {
+    double left = absl::ToDoubleNanoseconds(time);
+    for (uint64_t messages = 0; messages < kWarmUp && left > 0; messages += kWindow) {
+      left -= Run(kWindow);
+    }
   }
 
   double Run(uint64_t messages) {

@@ -52,6 +52,7 @@ ReapProgress SessionReaper::Reap(Session& session, uint32_t budget) {
     const std::vector<Span*> spans = session.TakeLoans(std::min(budget, kSpansAtATime));
     for (Span* span : spans) options_.heap->Return(span);
     options_.returned(spans.size());
+    reaping.spans += spans.size();
     budget -= static_cast<uint32_t>(spans.size());
   }
   return ReapProgress::kDone;
@@ -92,6 +93,7 @@ bool SessionReaper::ReapSlot(Session& session, uint32_t index) {
     layout::FreeSlot(shared);
     return true;
   }
+  ++session.reaping.references;
   if (slot.state() == SlotState::kTransit) ReapTransit(session, index, slot);
   DropReference(shared, *word, slot.granule());
   return true;

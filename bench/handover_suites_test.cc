@@ -25,10 +25,12 @@ std::map<Figure, double> Figures(const std::string& suite, const std::string& of
   const auto report = nlohmann::json::parse(*output);
   for (const auto& absent : report["absent"]) {
     // Whether there are huge pages, DPDK and Boost is the machine's business, ours is not.
-    EXPECT_FALSE(std::string(absent["system"]).starts_with("spanpool")) << absent;
+    EXPECT_FALSE(absent["system"].get<std::string>().starts_with("spanpool")) << absent;
   }
   for (const auto& result : report["results"]) {
-    figures[{result["case"], result["system"], result["metric"]}] = result["value"];
+    const Figure figure(result["case"].get<std::string>(), result["system"].get<std::string>(),
+                        result["metric"].get<std::string>());
+    figures[figure] = result["value"].get<double>();
   }
   return figures;
 }

@@ -23,6 +23,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -31,7 +32,6 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/string_view.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "bench/child.h"
@@ -137,7 +137,7 @@ class ClientKill {
     if (absl::Status status = Start(); !status.ok()) return status;
     testing::Process holder(
         {BuiltPath("bench/recovery_holder"), absl::StrCat(kBlocks), absl::StrCat(kBlockBytes)},
-        {.environment = {{"SPANPOOL_TARGET", daemon_->target()}}});
+        {.uid = 0, .environment = {{"SPANPOOL_TARGET", daemon_->target()}}});
     const std::string ready = holder.ReadLine().value_or("it ended, or hangs");
     if (ready != "READY") return absl::AbortedError(absl::StrCat("recovery_holder: ", ready));
 
@@ -184,7 +184,7 @@ class ClientKill {
     for (int tries = 0; tries < 1000; ++tries) {
       const std::string log = daemon_->Log();
       const size_t line = log.rfind(process);
-      constexpr absl::string_view kIn = "came back in ";
+      constexpr std::string_view kIn = "came back in ";
       const size_t in = line == std::string::npos ? line : log.find(kIn, line);
       if (in != std::string::npos && log.find('\n', in) != std::string::npos) {
         double ms = 0;

@@ -6,7 +6,6 @@
 #include <map>
 #include <memory>
 #include <string>
-#include <utility>
 
 #include "examples/files/messages.h"
 #include "examples/files/sha256.h"

@@ -194,11 +194,19 @@ absl::Status References::CheckHandle(const HandleBits& handle) const {
 }
 
 absl::StatusOr<References::Opened> References::Open(const HandleBits& handle) {
+  bool taken = false;
+  return OpenChecked(handle, &taken);
+}
+
+absl::StatusOr<References::Opened> References::OpenNamed(const HandleBits& handle) {
+  return OpenChecked(handle, /*taken=*/nullptr);
+}
+
+absl::StatusOr<References::Opened> References::OpenChecked(const HandleBits& handle, bool* taken) {
   if (absl::Status valid = CheckHandle(handle); !valid.ok()) return valid;
   const PoolOffset offset = handle.offset();
   if (absl::Status mapped = range_->EnsureMapped(offset, 1); !mapped.ok()) return mapped;
-  bool taken = false;
-  absl::StatusOr<uint32_t> slot = OpenSlot(offset, handle.generation, &taken);
+  absl::StatusOr<uint32_t> slot = OpenSlot(offset, handle.generation, taken);
   if (!slot.ok()) return slot.status();
   absl::StatusOr<uint64_t> length = CheckedLength(handle);
   absl::Status status = length.status();

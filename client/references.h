@@ -112,6 +112,8 @@ class References {
   //   UNAVAILABLE          the block is being recounted after a death; try again
   //   DATA_LOSS            the block table was written over
   absl::StatusOr<Opened> Open(const layout::HandleBits& handle);
+  // The same, of a handle that was not sent to this process: what is under way stays so.
+  absl::StatusOr<Opened> OpenNamed(const layout::HandleBits& handle);
 
   // One more reference to a block that the caller holds one to. What is under way stays so.
   // RESOURCE_EXHAUSTED, UNAVAILABLE, DATA_LOSS: as Open.
@@ -191,6 +193,7 @@ class References {
 
   // Stores the length where openers find it, if it does not travel in the handle.
   void StoreLength(PoolOffset offset, uint64_t length);
+  absl::StatusOr<Opened> OpenChecked(const layout::HandleBits& handle, bool* taken);
   absl::Status CheckHandle(const layout::HandleBits& handle) const;
   absl::StatusOr<uint64_t> CheckedLength(const layout::HandleBits& handle);
   // Rule 2, and with `taken` also 10e: whether it got a reference that was under way. Waits a

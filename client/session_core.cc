@@ -387,6 +387,21 @@ absl::StatusOr<Buffer> SessionCore::TakeBack(const Handle& handle) {
       references_->TakeBack(layout::HandleBits::Unpack(handle.bits[0], handle.bits[1])));
 }
 
+absl::StatusOr<Buffer> SessionCore::OpenNamed(const Handle& handle) {
+  if (abandoned()) return InChild();
+  return BufferOf(
+      references_->OpenNamed(layout::HandleBits::Unpack(handle.bits[0], handle.bits[1])));
+}
+
+absl::StatusOr<Handle> SessionCore::HandleToPublish(const Buffer& buffer) {
+  if (buffer.core_ == nullptr) return absl::FailedPreconditionError("the buffer is empty");
+  if ((buffer.holding_.load(std::memory_order_acquire) & 1) != 0) {
+    return buffer.core_->HandleOf(buffer.data_, buffer.size_);
+  }
+  // Owners of one block agree on who shares it.
+  return buffer.Ref().Share();
+}
+
 absl::StatusOr<Buffer> SessionCore::BufferOf(const absl::StatusOr<References::Opened>& opened) {
   if (!opened.ok()) return opened.status();
   Ref();

@@ -22,6 +22,7 @@
 #include "client/address_range.h"
 #include "client/housekeeper.h"
 #include "client/misuse.h"
+#include "client/name_source.h"
 #include "client/page_map.h"
 #include "client/references.h"
 #include "client/session_cache.h"
@@ -90,6 +91,14 @@ class SessionCore final : public SessionLife {
   //   NOT_FOUND    the handle was opened, or never sent by this session
   //   UNAVAILABLE  the block is being recounted after a death; try again
   absl::StatusOr<Buffer> TakeBack(const Handle& handle);
+
+  // For names. Null if nobody keeps any.
+  NameSource* names() { return source_->names(); }
+  // As Open, of a handle that was looked up: what was sent with the block stays under way.
+  absl::StatusOr<Buffer> OpenNamed(const Handle& handle);
+  // The handle of the buffer's block, which is shared if it was not. Several threads may call this
+  // for one buffer. Errors as Buffer::Share's.
+  static absl::StatusOr<Handle> HandleToPublish(const Buffer& buffer);
 
   // Buffer's business. `data` is where its block starts; errors are References'.
   absl::StatusOr<Held> Share(void* data, uint64_t length);

@@ -49,14 +49,19 @@ void WorkerReferences::GiveSlot(uint32_t slot) {
 }
 
 absl::StatusOr<uint32_t> WorkerReferences::Open(GranuleId granule, uint64_t generation) {
+  // What clients leave is for Adopt.
+  return OpenUpTo(granule, generation, layout::kMaxClientRefs);
+}
+
+absl::StatusOr<uint32_t> WorkerReferences::OpenUpTo(GranuleId granule, uint64_t generation,
+                                                    uint32_t most_refs) {
   layout::SharedWord* const word = arenas_->WordOf(granule);
   if (word == nullptr) return absl::NotFoundError("there never was such a block");
   absl::StatusOr<uint32_t> slot = NewSlot();
   if (!slot.ok()) return slot.status();
   const absl::Time deadline = absl::Now() + kFrozenPatience;
   for (;;) {
-    switch (layout::OpenBlock(memory_->slot(*slot), *word, granule, generation, layout::kMaxRefs)
-                .result) {
+    switch (layout::OpenBlock(memory_->slot(*slot), *word, granule, generation, most_refs).result) {
       case OpenResult::kOpened:
         return slot;
       case OpenResult::kRefused:
@@ -90,16 +95,16 @@ bool WorkerReferences::TryRelease(uint32_t index) {
     took_last_.store(true, std::memory_order_relaxed);
   }
   layout::FreeSlot(slot);
-  GiveSlot(index);
   return true;
 }
 
 void WorkerReferences::Release(uint32_t index) {
   layout::SharedSlot& slot = memory_->slot(index);
   layout::BeginRelease(slot, Slot(slot.load(std::memory_order_relaxed)).granule());
-  if (TryRelease(index)) return;
   RankedMutexLock lock(&mu_);
-  pending_.push_back(index);
+  // Under the lock: if the recount ends after this look, the Settle that follows it finds the slot
+  // on the list.
+  (TryRelease(index) ? free_ : pending_).push_back(index);
 }
 
 bool WorkerReferences::IsUnderWay(Slot slot, const layout::SlotNote& note) {
@@ -117,7 +122,7 @@ absl::Status WorkerReferences::Adopt(Slot dead, const layout::SlotNote& note, ab
   const layout::SharedWord* const word = arenas_->WordOf(dead.granule());
   if (word == nullptr) return absl::NotFoundError("there never was such a block");
   const BlockWord now(word->load(std::memory_order_acquire));
-  absl::StatusOr<uint32_t> heir = Open(dead.granule(), now.generation());
+  absl::StatusOr<uint32_t> heir = OpenUpTo(dead.granule(), now.generation(), layout::kMaxRefs);
   if (!heir.ok()) return heir.status();
   layout::SlotNote& own = memory_->note(*heir);
   own.entry.store(note.entry.load(std::memory_order_relaxed), std::memory_order_relaxed);
@@ -146,17 +151,16 @@ bool WorkerReferences::TryLetGo(const Transit& transit, absl::Time now) {
 }
 
 absl::Time WorkerReferences::Settle(absl::Time now) {
-  std::vector<uint32_t> pending;
   std::vector<Transit> transits;
   {
     RankedMutexLock lock(&mu_);
-    pending.swap(pending_);
     transits.swap(transits_);
   }
-  std::erase_if(pending, [this](uint32_t slot) { return TryRelease(slot); });
   std::erase_if(transits, [this, now](const Transit& each) { return TryLetGo(each, now); });
   RankedMutexLock lock(&mu_);
-  pending_.insert(pending_.end(), pending.begin(), pending.end());
+  std::vector<uint32_t> pending;
+  pending.swap(pending_);
+  for (const uint32_t slot : pending) (TryRelease(slot) ? free_ : pending_).push_back(slot);
   transits_.insert(transits_.end(), transits.begin(), transits.end());
   return pending_.empty() && transits_.empty() ? absl::InfiniteFuture() : now + kLookInterval;
 }

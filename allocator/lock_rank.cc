@@ -20,6 +20,8 @@ const char* LockRankName(LockRank rank) {
       return "session";
     case LockRank::kSessionCache:
       return "session cache";
+    case LockRank::kSlotStocks:
+      return "slot stocks";
     case LockRank::kCentralList:
       return "central list";
     case LockRank::kPageCache:

@@ -34,6 +34,7 @@ enum class LockRank : uint8_t {
   kSessionTable,  // daemon: all sessions; client: the session's exchange state
   kSession,       // daemon: one session
   kSessionCache,  // client: the spans and blocks cached for one span class
+  kSlotStocks,    // client: the threads' stocks of free slots
   kCentralList,   // heap: the spans of one span class
   kPageCache,     // heap: one cache of single pages
   kHeap,          // heap: pages, arenas, limit

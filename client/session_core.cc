@@ -90,6 +90,7 @@ absl::Status SessionCore::Init(const layout::UniqueFd& session_segment) {
 
   cache_ = std::make_unique<SessionCache>(limit_bytes_, source_.get(), range_.get(), pages_.get(),
                                           &misuse_, [this] { return WakeHousekeeper(); });
+  // Before the thread caches: their fork handlers rely on it.
   references_ = std::make_unique<References>(incarnation_, segment_, slot_capacity_, range_.get(),
                                              cache_.get());
   threads_ =
@@ -98,12 +99,13 @@ absl::Status SessionCore::Init(const layout::UniqueFd& session_segment) {
     source_->SetNoticeCallback([this] { WakeHousekeeper(); });
     housekeeper_ = std::make_unique<Housekeeper>([this] { return KeepHouse(absl::Now()); },
                                                  source_->notice_fd());
+    housekeeper_->Start();
   }
   return absl::OkStatus();
 }
 
 SessionCore::~SessionCore() {
-  housekeeper_.reset();
+  if (housekeeper_ != nullptr) housekeeper_->Stop();
   threads_.reset();
   if (references_ != nullptr) {
     // Slots before spans, spans before the end. If the daemon is gone, or a word is frozen, the end

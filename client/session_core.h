@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
@@ -134,7 +135,9 @@ class SessionCore final : public SessionLife {
   SessionCache& cache() { return *cache_; }
   References& references() { return *references_; }
   void DrainMyStacks() { threads_->DrainMine(); }
-  void DrainOtherStacks() { threads_->DrainOthers(); }
+  void DrainOtherStacks(absl::FunctionRef<void()> halfway = [] {}) {
+    threads_->DrainOthers(halfway);
+  }
 
   // What the housekeeper does, and when to do it again at the latest. Not from two threads at once.
   // A recall by the daemon is answered. Each second in which no thread allocates, half of what is

@@ -18,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
 #include "allocator/size_classes.h"
 #include "client/cache_class.h"
@@ -650,6 +651,27 @@ TEST_F(StoppedThreadTest, ItIsNotDrainedAgainBeforeItKnows) {
   DrainByAnotherThread();
   void* const block = session_->Malloc(64);
   EXPECT_NE(block, nullptr);
+  session_->Free(block);
+}
+
+TEST_F(StoppedThreadTest, ItMayGoOnInTheMiddleOfADrainButOnlyTheSlowWay) {
+  DrainByAnotherThread();
+  void* block = nullptr;
+  absl::Notification halfway, settled;
+  std::thread drainer([&] {
+    SessionCore::CoreOf(*session_)->DrainOtherStacks([&] {
+      halfway.Notify();
+      settled.WaitForNotification();
+    });
+  });
+  halfway.WaitForNotification();
+  block = session_->Malloc(64);  // it learns of the first drain, and fills its stack again
+  EXPECT_EQ(cache_->session.load(), nullptr);
+  EXPECT_NE(stack_->top.load(), stack_->floor);
+  settled.Notify();
+  drainer.join();
+  // What was drained is not to be had from the stack any more.
+  EXPECT_EQ(Pop(cache_, &ThreadCache::session, session_.get(), offset_), nullptr);
   session_->Free(block);
 }
 

@@ -12,7 +12,7 @@ namespace spanpool::internal {
 
 // The stocks of the process's sessions by their number, and the end of threads.
 struct SlotStocksRegistry {
-  RankedMutex mu{LockRank::kSessionTable};
+  RankedMutex mu{LockRank::kSlotStocks};
   uint64_t next_id ABSL_GUARDED_BY(mu) = 1;
   absl::flat_hash_map<uint64_t, SlotStocks*> by_id ABSL_GUARDED_BY(mu);
   pthread_key_t key = 0;  // constant after construction; set in threads that have stocks
@@ -40,7 +40,9 @@ struct SlotStocksRegistry {
     *known = SlotStocks::Known();
   }
 
-  // A fork finds the registry whole; in the child every session is the parent's.
+  // A fork finds the registry whole; in the child every session is the parent's. Handlers run in
+  // the reverse order of their registration before a fork, and a session makes its references
+  // before its thread caches: so theirs runs, and takes its lock of the lower rank, first.
   static void BeforeFork() ABSL_NO_THREAD_SAFETY_ANALYSIS { Get().mu.Lock(); }
   static void AfterForkInParent() ABSL_NO_THREAD_SAFETY_ANALYSIS { Get().mu.Unlock(); }
   static void AfterForkInChild() ABSL_NO_THREAD_SAFETY_ANALYSIS {

@@ -15,7 +15,7 @@
 //    by a later round of the destructors of POSIX keys.
 //  * In a forked child all stocks of the parent are forgotten.
 //
-// Thread-safe. Locks: the registry (kSessionTable), one for the process, taken when a thread first
+// Thread-safe. Locks: the registry (kSlotStocks), one for the process, taken when a thread first
 // uses a session and when it ends; a leaf for the session's list.
 
 #ifndef SPANPOOL_CLIENT_SLOT_STOCKS_H_

@@ -12,6 +12,7 @@
 #include <new>
 #include <utility>
 
+#include "absl/functional/function_ref.h"
 #include "allocator/check.h"
 #include "allocator/lock_rank.h"
 #include "allocator/size_classes.h"
@@ -77,6 +78,9 @@ struct ThreadCaches::OwnedCache : ThreadCache {
   // What `session` and `core` are while the cache is not drained.
   const void* session_key ABSL_GUARDED_BY(mu) = nullptr;
   const void* core_key ABSL_GUARDED_BY(mu) = nullptr;
+  // Others are about to look at the stacks: the keys stay hidden until they have, whatever the
+  // owner does.
+  bool draining ABSL_GUARDED_BY(mu) = false;
   // Others took the blocks: those below drained_top, which is where each stack's top was.
   bool drained ABSL_GUARDED_BY(mu) = false;
   void** drained_top[kStacks] ABSL_GUARDED_BY(mu) = {};
@@ -86,9 +90,10 @@ struct ThreadCaches::OwnedCache : ThreadCache {
   void SetKeys(const void* session, const void* core) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
     session_key = session;
     core_key = core;
-    if (!drained) PublishKeys();
+    PublishKeys();
   }
   void PublishKeys() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
+    if (draining || drained) return;
     this->session.store(session_key, kKeyOrder);
     this->core.store(core_key, kKeyOrder);
   }
@@ -472,7 +477,7 @@ void ThreadCaches::CountOther(bool waited) {
   if (waited) other_refills_.fetch_add(1, std::memory_order_relaxed);
 }
 
-void ThreadCaches::DrainOthers() {
+void ThreadCaches::DrainOthers(absl::FunctionRef<void()> halfway) {
   static const bool can_fence = RegisterFence();
   if (!can_fence) return;
   OwnedCache* const mine = FindMine();
@@ -482,13 +487,16 @@ void ThreadCaches::DrainOthers() {
     for (OwnedCache* cache = caches_; cache != nullptr; cache = cache->next) {
       if (cache == mine) continue;
       RankedMutexLock cache_lock(&cache->mu);
+      cache->draining = true;
       cache->HideKeys();
     }
     Fence();
+    halfway();
     for (OwnedCache* cache = caches_; cache != nullptr; cache = cache->next) {
       if (cache == mine) continue;
       RankedMutexLock cache_lock(&cache->mu);
-      // What a thread had emptied, or lost before and does not know yet, stays as it is.
+      cache->draining = false;
+      // What a thread lost before and does not know yet stays as it is.
       if (!cache->drained) CollectDrained(cache, &drained);
     }
   }

@@ -29,6 +29,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "client/address_range.h"
@@ -78,8 +79,9 @@ class ThreadCaches {
   void DrainMine();
 
   // Empties the stacks of all other threads, whatever they are doing. Does nothing where the kernel
-  // has no membarrier.
-  void DrainOthers();
+  // has no membarrier. `halfway` is called, for tests, when all have been told to keep off and
+  // before the first is emptied.
+  void DrainOthers(absl::FunctionRef<void()> halfway = [] {});
 
   struct Counts {
     uint64_t allocations = 0;

@@ -227,6 +227,13 @@ absl::StatusOr<Held> References::OpenAgain(PoolOffset offset) {
   return absl::DataLossError("the block table was written over");  // we hold the block
 }
 
+uint32_t References::OthersOf(PoolOffset offset) const {
+  // acquire: pairs with the release of those who let go, whose use of the block is over.
+  const BlockWord word(range_->WordOf(GranuleOf(offset)).load(std::memory_order_acquire));
+  // Less than one is not what an honest process leaves there.
+  return word.refs() <= 1 ? 0 : word.refs() - 1;
+}
+
 References::Dropped References::Release(Held held, PoolOffset offset) {
   return ReleaseSlot(held.slot(), offset, held.owned());
 }

@@ -119,6 +119,9 @@ class References {
   // RESOURCE_EXHAUSTED, UNAVAILABLE, DATA_LOSS: as Open.
   absl::StatusOr<Held> OpenAgain(PoolOffset offset);
 
+  // How many references to a block there are besides one that the caller holds.
+  uint32_t OthersOf(PoolOffset offset) const;
+
   enum class Dropped {
     kNothing,    // others have it, or it lives on elsewhere
     kFreeBlock,  // the block is private again and the caller's: free it

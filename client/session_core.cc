@@ -436,6 +436,12 @@ absl::StatusOr<Held> SessionCore::OpenAgain(void* data) {
   return references_->OpenAgain(range_->OffsetOf(data));
 }
 
+uint32_t SessionCore::OthersOf(void* data) {
+  if (abandoned()) return 0;
+  FreeSettled(/*all=*/true);
+  return references_->OthersOf(range_->OffsetOf(data));
+}
+
 void SessionCore::DropExtra(Held held, void* data) {
   // Another reference of the process remains: nothing comes free.
   (void)references_->Release(held, range_->OffsetOf(data));

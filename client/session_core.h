@@ -106,6 +106,9 @@ class SessionCore final : public SessionLife {
   absl::StatusOr<Handle> HandleOf(void* data, uint64_t length) const;
   absl::StatusOr<Held> OpenAgain(void* data);
   void DropExtra(Held held, void* data);
+  // How many references to the block there are besides the caller's; 0 in a forked child. What this
+  // process sent and has arrived is let go of first.
+  uint32_t OthersOf(void* data);
   absl::Status Send(Held held, void* data);
   absl::Status SendPrivate(void* data, uint64_t length);
   // The end of a Buffer: of one that was the last owner of what it held, a Held's bits or 0; and

@@ -19,6 +19,8 @@
 //   NAME" race BLOCK_NAME COUNT            so often publishes, opens and unpublishes under one
 //   name: how
 //                                    often it opened something
+//   readers NAME                     how many references others have
+//   await_no_readers NAME MS
 //   ref NAME OTHER                   NAME is another owner of what OTHER has
 //   drop NAME
 //   malloc NAME BYTES                also fills the block
@@ -234,6 +236,13 @@ class ActorProcess {
     if (verb == "drop") {
       buffers_.erase(found);
       return Ok();
+    }
+    if (verb == "readers") return Ok(std::to_string(buffer.readers()));
+    if (verb == "await_no_readers") {
+      int64_t wait_ms = 0;
+      words >> wait_ms;
+      const absl::Status status = buffer.AwaitNoReaders(absl::Now() + absl::Milliseconds(wait_ms));
+      return status.ok() ? Ok() : Error(status);
     }
     if (verb == "publish") return Publish(buffer, words);
     if (verb == "share") {

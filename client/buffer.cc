@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "absl/base/optimization.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "allocator/lock_rank.h"
@@ -87,19 +88,24 @@ absl::StatusOr<Handle> Buffer::Share() {
   if (Joint* const joint = JointOf(holding); joint != nullptr) {
     RankedMutexLock lock(&joint->mu);
     if (joint->holding == 0) {
-      absl::StatusOr<Held> held = core_->Share(data_, size_);
-      if (!held.ok()) return held.status();
-      joint->holding = held->bits();
+      Handle handle;
+      absl::Status shared = core_->Share(data_, size_, &joint->holding, &handle);
+      if (!shared.ok()) {
+        joint->holding = 0;
+        return shared;
+      }
       joint->length = size_;
+      return handle;
     }
     return core_->HandleOf(data_, joint->length);
   }
-  if (!IsHeld(holding)) {
-    absl::StatusOr<Held> held = core_->Share(data_, size_);
-    if (!held.ok()) return held.status();
-    holding_.store(held->bits(), std::memory_order_release);
-  }
-  return core_->HandleOf(data_, size_);
+  if (IsHeld(holding)) return core_->HandleOf(data_, size_);
+  uintptr_t held;
+  Handle handle;
+  absl::Status shared = core_->Share(data_, size_, &held, &handle);
+  if (ABSL_PREDICT_FALSE(!shared.ok())) return shared;
+  holding_.store(held, std::memory_order_release);
+  return handle;
 }
 
 absl::StatusOr<Handle> Buffer::Send() && {
@@ -185,7 +191,7 @@ Buffer Buffer::Ref() const {
   }
   // relaxed: this buffer is an owner meanwhile.
   joint->owners.fetch_add(1, std::memory_order_relaxed);
-  core_->Ref();
+  core_->AddOwner();
   return Buffer(core_, reinterpret_cast<uintptr_t>(joint), data_, size_);
 }
 

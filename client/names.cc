@@ -152,7 +152,7 @@ void NameWatch::Impl::Take(const NameNews& news) {
 absl::StatusOr<std::unique_ptr<NameWatch>> Session::WatchNames(std::string_view prefix) {
   absl::StatusOr<NameSource*> names = NamesOf(*core_, prefix.empty() ? "any" : prefix);
   if (!names.ok()) return names.status();
-  core_->Ref();
+  core_->AddOwner();
   return std::unique_ptr<NameWatch>(new NameWatch(std::make_unique<NameWatch::Impl>(
       core_, (*names)->Watch({.name = "", .prefix = std::string(prefix)}))));
 }
@@ -165,7 +165,7 @@ NameWatch::~NameWatch() {
     return;
   }
   impl_->stream.reset();
-  impl_->core->Unref();
+  impl_->core->DropOwner();
 }
 
 absl::StatusOr<NameChange> NameWatch::Next(absl::Time deadline) {

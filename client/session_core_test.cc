@@ -42,7 +42,7 @@ class Attached {
   explicit Attached(SessionCore* core) : core_(core) {}
   ~Attached() { Reset(); }
   void Reset() {
-    if (core_ != nullptr) std::exchange(core_, nullptr)->Unref();
+    if (core_ != nullptr) std::exchange(core_, nullptr)->Close();
   }
   SessionCore* operator->() const { return core_; }
   SessionCore* get() const { return core_; }

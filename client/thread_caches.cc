@@ -1,10 +1,7 @@
 #include "client/thread_caches.h"
 
-#include <linux/membarrier.h>
 #include <pthread.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -16,6 +13,7 @@
 #include "allocator/check.h"
 #include "allocator/lock_rank.h"
 #include "allocator/size_classes.h"
+#include "client/asymmetric_fence.h"
 
 namespace spanpool::internal {
 namespace {
@@ -48,16 +46,6 @@ constinit ThreadCache no_cache;
 // start must not look, in the lowest 12 bits of its address, like what the hot path reads next: the
 // processor would make the read wait for the write.
 constexpr size_t kCacheOffset = 1088;
-
-// A barrier on every thread of the process that is running; those that are not have passed one when
-// they stopped. It costs a microsecond or two here and nothing in the hot path.
-bool RegisterFence() {
-  return syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) == 0;
-}
-void Fence() {
-  const long done = syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0);
-  SPANPOOL_CHECK_EQ(done, 0);  // registered
-}
 
 constinit RankedMutex registry_mu{LockRank::kSessionTable};
 constinit ThreadCaches* sessions ABSL_GUARDED_BY(registry_mu) = nullptr;
@@ -478,8 +466,7 @@ void ThreadCaches::CountOther(bool waited) {
 }
 
 void ThreadCaches::DrainOthers(absl::FunctionRef<void()> halfway) {
-  static const bool can_fence = RegisterFence();
-  if (!can_fence) return;
+  if (!CanFenceAllThreads()) return;
   OwnedCache* const mine = FindMine();
   DrainedBlocks drained;
   {
@@ -490,7 +477,7 @@ void ThreadCaches::DrainOthers(absl::FunctionRef<void()> halfway) {
       cache->draining = true;
       cache->HideKeys();
     }
-    Fence();
+    FenceAllThreads();
     halfway();
     for (OwnedCache* cache = caches_; cache != nullptr; cache = cache->next) {
       if (cache == mine) continue;

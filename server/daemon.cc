@@ -15,8 +15,10 @@
 #include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/resource_quota.h"
 #include "grpcpp/server_builder.h"
+#include "grpcpp/support/server_interceptor.h"
 #include "proto/layout/run_dir.h"
 #include "server/access.h"
+#include "server/held_call_limit.h"
 #include "server/log.h"
 #include "server/session.h"
 
@@ -31,6 +33,10 @@ constexpr size_t kGrpcQuotaBytes = 256 << 20;
 // An Exchange stream and a few short calls are all that a client has on a connection.
 constexpr int kMaxStreamsPerConnection = 16;
 constexpr int kIdleConnectionMs = 600'000;
+// The one method of gRPC's own that takes a thread for as long as its caller likes.
+constexpr char kReflectionMethod[] =
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo";
+constexpr size_t kMaxReflectionCalls = 2;
 // How long the last answers may take on their way out.
 constexpr absl::Duration kCloseGrace = absl::Milliseconds(50);
 // One for exchanges and calls, one for watches.
@@ -101,6 +107,9 @@ absl::Status Daemon::Serve() {
     pools_.back()->SetShortageCallback([this](const Session& session, uint64_t bytes) {
       recaller_.AskOthers(session, bytes, absl::Now());
     });
+    pools_.back()->SetEvictedCallback([this](const Session& session) {
+      if (attach_server_ != nullptr) attach_server_->CloseConnection(session.id());
+    });
   }
   housekeeper_ = std::make_unique<Housekeeper>(pools);
   reaper_ = std::make_unique<Reaper>(pools);
@@ -139,11 +148,7 @@ absl::Status Daemon::Serve() {
 // services of the callback API, gRPC's own health service among them, would.
 absl::Status Daemon::StartGrpc(const std::vector<Pool*>& pools) {
   admin_service_ = std::make_unique<AdminService>(pools, &recaller_, absl::Now());
-  pool_service_ = std::make_unique<PoolService>(&sessions_, pools,
-                                                [this](Session& session, const absl::Status& why) {
-                                                  session.pool().Evict(session, why);
-                                                  attach_server_->CloseConnection(session.id());
-                                                });
+  pool_service_ = std::make_unique<PoolService>(&sessions_, pools);
   health_service_.SetServing("");
   for (const Pool* pool : pools) health_service_.SetServing(HealthServiceOf(pool->name()));
   grpc::EnableDefaultHealthCheckService(false);
@@ -159,6 +164,9 @@ absl::Status Daemon::StartGrpc(const std::vector<Pool*>& pools) {
   builder.SetSyncServerOption(grpc::ServerBuilder::MAX_POLLERS, 2);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxStreamsPerConnection);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, kIdleConnectionMs);
+  std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
+  interceptors.push_back(std::make_unique<HeldCallLimit>(kReflectionMethod, kMaxReflectionCalls));
+  builder.experimental().SetInterceptorCreators(std::move(interceptors));
   builder.RegisterService(&health_service_);
   builder.RegisterService(admin_service_.get());
   pool_service_->Register(&builder);
@@ -210,10 +218,11 @@ void Daemon::Stop() {
     pool_service_->Shutdown();
   }
   if (loop_ != nullptr) loop_->Stop();
+  // It may be closing a liar's connection.
+  reaper_.reset();
   grpc_listener_.reset();
   attach_server_.reset();
   loop_.reset();
-  reaper_.reset();
   housekeeper_.reset();
   Log().info("stopped");
 }

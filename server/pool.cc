@@ -80,19 +80,18 @@ Pool::Pool(const PoolConfig& config, const MemoryLimit* memory, SessionTable* se
             &arenas_, &block_states_),
       worker_references_(&arenas_, NewSessionMemory(incarnation_)),
       names_(config.max_names),
-      recounter_(
-          {.sessions = [this] { return Sessions(); },
-           .worker = &worker_references_,
-           .arenas = &arenas_,
-           .journal = &journal_,
-           .lie = [this](const Session& session, const char* what) { NoteLie(session, what); }}),
+      recounter_({.sessions = [this] { return Sessions(); },
+                  .worker = &worker_references_,
+                  .arenas = &arenas_,
+                  .journal = &journal_,
+                  .lie = [this](Session& session, const char* what) { NoteLie(session, what); }}),
       session_reaper_(
           {.arenas = &arenas_,
            .heap = &heap_,
            .worker = &worker_references_,
            .recounter = &recounter_,
            .transit_grace = config.transit_grace,
-           .lie = [this](const Session& session, const char* what) { NoteLie(session, what); },
+           .lie = [this](Session& session, const char* what) { NoteLie(session, what); },
            .quarantine = [this](GranuleId granule, const char* why) { GiveUpSpan(granule, why); },
            .lost_transit = [this](const Session& session,
                                   const absl::Status& why) { NoteLostTransit(session, why); },
@@ -386,6 +385,7 @@ void Pool::Evict(Session& session, const absl::Status& why) {
     Log().warn("pool {}: {} evicted: {} ({} such lines suppressed)", name(), session.Describe(),
                Printable(why.message()), suppressed);
   }
+  evicted_(session);
 }
 
 bool Pool::ProcessDied(Session& session) {
@@ -410,18 +410,22 @@ absl::Time Pool::SettleReferences(absl::Time now) {
   return next;
 }
 
-void Pool::NoteLie(const Session& session, const char* what) {
+void Pool::NoteLie(Session& session, const char* what) {
   lies_total_.fetch_add(1, std::memory_order_relaxed);
   uint64_t suppressed = 0;
-  if (lie_log_.Allow(absl::Now(), &suppressed)) {
+  // Once for each session, so that none of many liars hides another.
+  if (!std::exchange(session.reaping.lied, true) && lie_log_.Allow(absl::Now(), &suppressed)) {
     Log().warn("pool {}: {} left {} ({} such lines suppressed)", name(), session.Describe(), what,
                suppressed);
+  }
+  if (session.state() == SessionState::kAttached) {
+    Evict(session, absl::InvalidArgumentError(absl::StrCat("its segment has ", what)));
   }
 }
 
 void Pool::NoteLostTransit(const Session& session, const absl::Status& why) {
   uint64_t suppressed = 0;
-  if (lie_log_.Allow(absl::Now(), &suppressed)) {
+  if (lost_log_.Allow(absl::Now(), &suppressed)) {
     Log().warn("pool {}: a handle that {} had sent is lost with it: {} ({} such lines suppressed)",
                name(), session.Describe(), std::string(why.message()), suppressed);
   }

@@ -91,7 +91,7 @@ struct PoolStats {
   uint64_t grants_total = 0;
   uint64_t returns_total = 0;
   uint64_t quarantined_bytes = 0;
-  uint64_t suspect_blocks = 0;  // whose word made no sense: their spans are in quarantine
+  uint64_t suspect_blocks = 0;  // pages with a word that made no sense: in quarantine
   uint64_t recounts_total = 0;
   uint64_t names = 0;
   uint64_t adopted_references = 0;  // under way, and kept by the daemon for a dead sender
@@ -123,6 +123,12 @@ class Pool {
   // other sessions do not use may be all that is missing. Set before the first session.
   void SetShortageCallback(std::function<void(const Session& session, uint64_t bytes)> shortage) {
     shortage_ = std::move(shortage);
+  }
+
+  // Called, on any thread and under no lock, when `session` was evicted: its connection is to be
+  // closed. Set before the first session.
+  void SetEvictedCallback(std::function<void(const Session& session)> evicted) {
+    evicted_ = std::move(evicted);
   }
 
   const std::string& name() const { return config_.name; }
@@ -165,7 +171,7 @@ class Pool {
 
   // The connection ended: detached, quarantined. Nothing if it is detached or ended already.
   void LifelineEnded(Session& session);
-  // The same by our own decision.
+  // The same by our own decision: it broke a rule, or lied in its segment.
   void Evict(Session& session, const absl::Status& why);
 
   // The kernel says that the process is dead. False if the session had ended.
@@ -207,7 +213,8 @@ class Pool {
   // What is short, who holds most, and what to do.
   absl::Status DescribeShortage(const absl::Status& cause) const;
   void NoteWork(uint64_t granted_bytes, bool returned);
-  void NoteLie(const Session& session, const char* what);
+  // Counts it, logs it, and evicts the session if it is attached.
+  void NoteLie(Session& session, const char* what);
   void NoteLostTransit(const Session& session, const absl::Status& why);
   // Gives up the span that `granule` is in.
   void GiveUpSpan(GranuleId granule, const char* why);
@@ -219,6 +226,8 @@ class Pool {
   const uint32_t max_arenas_;
   std::function<void(Work)> work_ = [](Work) {};
   std::function<void(const Session&, uint64_t)> shortage_ = [](const Session&, uint64_t) {};
+
+  std::function<void(const Session&)> evicted_ = [](const Session&) {};
 
   PoolArenas arenas_;
   Quarantine quarantine_;
@@ -246,7 +255,8 @@ class Pool {
   std::atomic<uint64_t> refusals_total_{0};
   std::atomic<uint64_t> lies_total_{0};
   std::atomic<uint64_t> evictions_total_{0};
-  LogLimit lie_log_{5, absl::Seconds(10)};
+  LogLimit lie_log_{20, absl::Seconds(1)};
+  LogLimit lost_log_{5, absl::Seconds(10)};
   LogLimit suspect_log_{5, absl::Seconds(10)};
   LogLimit eviction_log_{20, absl::Seconds(1)};
 };

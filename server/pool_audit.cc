@@ -28,7 +28,7 @@ constexpr size_t kMostFindings = 20;
 
 class Audit {
  public:
-  explicit Audit(Pool& pool) : pool_(pool) {}
+  Audit(Pool& pool, AuditDepth depth) : pool_(pool), depth_(depth) {}
 
   std::vector<std::string> Run() {
     const std::vector<std::shared_ptr<Session>> sessions = pool_.Sessions();
@@ -64,6 +64,7 @@ class Audit {
   }
 
   void ReadSlots(SessionMemory& memory, const std::string& whose) {
+    if (depth_ == AuditDepth::kBooks) return;
     for (SessionMemory::SlotRange range = memory.WrittenSlots(0);
          range.first < layout::kSlotCapacity; range = memory.WrittenSlots(range.end)) {
       for (uint32_t i = range.first; i < range.end; ++i) {
@@ -126,6 +127,7 @@ class Audit {
   }
 
   void ReadWords(PageId first, PageCount pages, const Span* span) {
+    if (depth_ == AuditDepth::kBooks) return;
     const uint64_t from = GranuleOf(first).value();
     // Only the first granule of a large span has a word that is in use.
     const uint64_t count = span != nullptr && span->large() ? 1 : pages.value() * kGranulesPerPage;
@@ -184,6 +186,7 @@ class Audit {
   }
 
   Pool& pool_;
+  const AuditDepth depth_;
   absl::flat_hash_map<GranuleId, HeldBlock> held_;
   absl::flat_hash_map<uint64_t, uint64_t> loan_bytes_;  // by session
   uint64_t listed_bytes_ = 0;
@@ -192,6 +195,8 @@ class Audit {
 
 }  // namespace
 
-std::vector<std::string> AuditPool(Pool& pool) { return Audit(pool).Run(); }
+std::vector<std::string> AuditPool(Pool& pool, AuditDepth depth) {
+  return Audit(pool, depth).Run();
+}
 
 }  // namespace spanpool

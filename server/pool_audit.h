@@ -23,9 +23,14 @@
 
 namespace spanpool {
 
+enum class AuditDepth {
+  kBooks,  // 4, and that no dead session is left: what clients cannot write
+  kAll,
+};
+
 // What is wrong, one line each; at most 20. The daemon's own threads may be at work meanwhile, in
 // which case it can find something that is over by now: audit again.
-std::vector<std::string> AuditPool(Pool& pool);
+std::vector<std::string> AuditPool(Pool& pool, AuditDepth depth = AuditDepth::kAll);
 
 }  // namespace spanpool
 

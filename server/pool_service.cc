@@ -220,7 +220,7 @@ class PoolService::ExchangeStream final : public Stream {
     absl::StatusOr<ExchangeResult> result =
         session_->pool().Exchange(*session_, FromProto(request_));
     if (!result.ok() && absl::IsInvalidArgument(result.status())) {
-      service_->evict_(*session_, result.status());
+      session_->pool().Evict(*session_, result.status());
     }
     RankedMutexLock lock(&mu_);
     if (!result.ok()) {
@@ -366,9 +366,8 @@ class PoolService::WatchStream final : public Stream {
   v1::WatchResponse response_;              // of the thread in WriteNews
 };
 
-PoolService::PoolService(SessionTable* sessions, std::vector<Pool*> pools, Evict evict)
+PoolService::PoolService(SessionTable* sessions, std::vector<Pool*> pools)
     : sessions_(sessions),
-      evict_(std::move(evict)),
       name_calls_(sessions, std::move(pools)),
       rpcs_(std::make_unique<Rpcs>(&name_calls_)) {}
 

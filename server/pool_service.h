@@ -19,7 +19,6 @@
 #ifndef SPANPOOL_SERVER_POOL_SERVICE_H_
 #define SPANPOOL_SERVER_POOL_SERVICE_H_
 
-#include <functional>
 #include <memory>
 #include <set>
 #include <thread>
@@ -38,10 +37,8 @@ namespace spanpool {
 
 class PoolService {
  public:
-  using Evict = std::function<void(Session& session, const absl::Status& why)>;
-
-  // `sessions` and `pools` outlive this object. `evict` is called when a session breaks the rules.
-  PoolService(SessionTable* sessions, std::vector<Pool*> pools, Evict evict);
+  // `sessions` and `pools` outlive this object. A session that breaks the rules is evicted.
+  PoolService(SessionTable* sessions, std::vector<Pool*> pools);
   // Drain and Shutdown were called, if Start was.
   ~PoolService();
   PoolService(const PoolService&) = delete;
@@ -79,7 +76,6 @@ class PoolService {
 
   // Constant after Register.
   SessionTable* const sessions_;
-  const Evict evict_;
   NameCalls name_calls_;
   const std::unique_ptr<Rpcs> rpcs_;
   std::unique_ptr<grpc::ServerCompletionQueue> queue_;

@@ -24,6 +24,7 @@
 
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -116,9 +117,15 @@ class Session {
 
   // The reaper's thread only: how far it has come.
   struct Reaping {
+    std::chrono::steady_clock::time_point died;  // when the kernel said so
     uint32_t next_slot = 0;
+    uint32_t references = 0;  // taken back
+    uint64_t spans = 0;       // likewise
     // Slots in flight, on blocks that others refer to: they need a recount.
     std::vector<uint32_t> ambiguous;
+    int recounts = 0;  // that were made for them, and not put off
+    // Something made no sense, and the log has it.
+    bool lied = false;
   };
   Reaping reaping;
 

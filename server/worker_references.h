@@ -15,6 +15,7 @@
 #define SPANPOOL_SERVER_WORKER_REFERENCES_H_
 
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <vector>
 
@@ -60,8 +61,9 @@ class WorkerReferences {
   absl::Status Adopt(layout::Slot slot, const layout::SlotNote& note, absl::Time deadline)
       ABSL_LOCKS_EXCLUDED(mu_);
 
-  // Finishes releases, and gives up what was taken or is past its deadline. Returns when to call
-  // again. The reaper's.
+  // Finishes releases, and gives up what was taken or is past its deadline: looks at some of each,
+  // in turn, so that a call takes about a millisecond at most. Returns when to call again. The
+  // reaper's.
   absl::Time Settle(absl::Time now) ABSL_LOCKS_EXCLUDED(mu_);
 
   // All slots that may have been written, for a recount. Null if there is no memory.
@@ -77,12 +79,14 @@ class WorkerReferences {
     absl::Time deadline;
   };
 
+  // Open, which tries again for so long if the word is frozen.
+  absl::StatusOr<uint32_t> OpenWithin(GranuleId granule, uint64_t generation, uint32_t most_refs,
+                                      absl::Duration patience) ABSL_LOCKS_EXCLUDED(mu_);
   absl::StatusOr<uint32_t> NewSlot() ABSL_LOCKS_EXCLUDED(mu_);
   void GiveSlot(uint32_t slot) ABSL_LOCKS_EXCLUDED(mu_);
-  absl::StatusOr<uint32_t> OpenUpTo(GranuleId granule, uint64_t generation, uint32_t most_refs)
-      ABSL_LOCKS_EXCLUDED(mu_);
   // Rule 3, b to e; the slot is FREE then, and to be given back. False: the word is frozen.
   bool TryRelease(uint32_t slot);
+  void ReleaseOrEnlistLocked(uint32_t slot) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Rule 11d. False: not now.
   bool TryLetGo(const Transit& transit, absl::Time now) ABSL_LOCKS_EXCLUDED(mu_);
 
@@ -92,8 +96,8 @@ class WorkerReferences {
   mutable RankedMutex mu_{LockRank::kLeaf};
   std::vector<uint32_t> free_ ABSL_GUARDED_BY(mu_);
   uint32_t used_ ABSL_GUARDED_BY(mu_) = 0;
-  std::vector<uint32_t> pending_ ABSL_GUARDED_BY(mu_);  // RELEASING, on a frozen word
-  std::vector<Transit> transits_ ABSL_GUARDED_BY(mu_);
+  std::deque<uint32_t> pending_ ABSL_GUARDED_BY(mu_);  // RELEASING, on a frozen word
+  std::deque<Transit> transits_ ABSL_GUARDED_BY(mu_);
   std::atomic<bool> took_last_{false};
 };
 

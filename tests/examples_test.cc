@@ -1,8 +1,12 @@
 // The examples, as a user runs them.
 
 #include <gtest/gtest.h>
+#include <signal.h>
 
+#include <fstream>
+#include <sstream>
 #include <string>
+#include <vector>
 
 #include "tests/support/daemon.h"
 #include "tests/support/process.h"
@@ -33,6 +37,91 @@ TEST(Examples, HandoverPassesEveryByteFromOneProcessToAnother) {
   EXPECT_EQ(receiver.Wait(), 0) << receiver.standard_error();
   EXPECT_EQ(sender.Wait(), 0) << sender.standard_error();
   EXPECT_TRUE(receiver.ReadLine().value_or("").starts_with("received 40 buffers"));
+  EXPECT_TRUE(daemon.EventuallyEmpty());
+}
+
+TEST(Examples, PipelineWritesEveryFrameInvertedAndInOrder) {
+  Daemon daemon;
+  const Process::Options options = {.uid = 0,
+                                    .environment = {{"SPANPOOL_TARGET", daemon.run_dir()}}};
+  const std::string program = Runfile("examples/pipeline/pipeline");
+  const std::string path = daemon.run_dir() + "/frames.pgm";
+  Process writer({program, "writer", path}, options);
+  const std::string to_writer = writer.ReadLine().value_or("");
+  Process filter({program, "filter", to_writer}, options);
+  const std::string to_filter = filter.ReadLine().value_or("");
+  // The second camera goes on where the first, which is killed, was.
+  Process killed({program, "camera", to_filter, "1000000"}, options);
+  EXPECT_TRUE(daemon.Eventually([](const auto& pool) { return pool.sessions() == 3; }));
+  killed.Signal(SIGKILL);
+  killed.Wait();
+  Process camera({program, "camera", to_filter, "20"}, options);
+  EXPECT_EQ(camera.Wait(), 0) << camera.standard_error();
+  EXPECT_EQ(filter.Wait(), 0) << filter.standard_error();
+  EXPECT_EQ(writer.Wait(), 0) << writer.standard_error();
+  EXPECT_TRUE(daemon.EventuallyEmpty());
+
+  std::ostringstream text;
+  text << std::ifstream(path, std::ios::binary).rdbuf();
+  const std::string images = text.str();
+  const std::string header = "P5\n640 480\n255\n";
+  constexpr size_t kWidth = 640;
+  const size_t image_bytes = header.size() + kWidth * 480;
+  ASSERT_EQ(images.size() % image_bytes, 0u);
+  const size_t count = images.size() / image_bytes;
+  ASSERT_GE(count, 20u);
+  EXPECT_EQ(writer.ReadLine(), "wrote " + std::to_string(count) + " frames");
+  for (size_t image = 0; image < count; ++image) {
+    const size_t begin = image * image_bytes;
+    ASSERT_EQ(images.compare(begin, header.size(), header), 0) << image;
+    // Each camera counts its frames from 0.
+    const size_t number = image < count - 20 ? image : image - (count - 20);
+    for (size_t i = 0; i < kWidth * 480; ++i) {
+      ASSERT_EQ(static_cast<uint8_t>(images[begin + header.size() + i]),
+                static_cast<uint8_t>(255 - static_cast<uint8_t>(i % kWidth + number)))
+          << "image " << image << ", byte " << i;
+    }
+  }
+}
+
+TEST(Examples, WordCountPrintsTheMostFrequentWordsFirst) {
+  Daemon daemon;
+  const std::string path = daemon.run_dir() + "/text";
+  std::ofstream(path) << "the cat saw the dog\nand the dog saw a bird\n";
+  Process count({Runfile("examples/pmr/word_count"), path},
+                {.uid = 0, .environment = {{"SPANPOOL_TARGET", daemon.run_dir()}}});
+  for (const char* line : {"3 the", "2 dog", "2 saw", "1 a", "1 and", "1 bird", "1 cat"}) {
+    EXPECT_EQ(count.ReadLine(), line);
+  }
+  EXPECT_NE(count.ReadLine().value_or("").find("KiB on loan"), std::string::npos);
+  EXPECT_EQ(count.Wait(), 0) << count.standard_error();
+  EXPECT_TRUE(daemon.EventuallyEmpty());
+}
+
+TEST(Examples, WordCountSaysThatThePoolIsFull) {
+  Daemon daemon({.config = "", .flags = {"--limit", "67108864"}});
+  const std::string path = daemon.run_dir() + "/text";
+  {
+    std::ofstream text(path);
+    for (char c = 'a'; c <= 'z'; ++c) text << std::string(4 << 20, c) << "\n";
+  }
+  Process count({Runfile("examples/pmr/word_count"), path},
+                {.uid = 0, .environment = {{"SPANPOOL_TARGET", daemon.run_dir()}}});
+  EXPECT_EQ(count.Wait(), 1);
+  EXPECT_NE(count.standard_error().find("the pool is full"), std::string::npos)
+      << count.standard_error();
+  EXPECT_TRUE(daemon.EventuallyEmpty());
+}
+
+TEST(Examples, WorkersThatAreKilledLoseNoJob) {
+  Daemon daemon;
+  Process workers({Runfile("examples/workers/workers"), "100"},
+                  {.uid = 0, .environment = {{"SPANPOOL_TARGET", daemon.run_dir()}}});
+  std::string last;
+  while (const auto line = workers.ReadLine()) last = *line;
+  EXPECT_EQ(workers.Wait(), 0) << workers.standard_error();
+  EXPECT_TRUE(last.starts_with("100 jobs answered, ")) << last;
+  EXPECT_FALSE(last.ends_with(", 0 workers killed")) << last;
   EXPECT_TRUE(daemon.EventuallyEmpty());
 }
 

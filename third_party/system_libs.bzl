@@ -51,7 +51,7 @@ _PLAIN_LIBRARIES = {
 # linker options, Debian package). SPANPOOL_HAVE_NAME is 1 where the package is installed.
 _PEERS = {
     "boost_interprocess": (None, [], "libboost-dev"),
-    "dpdk": ("libdpdk", ["-lrte_mempool", "-lrte_eal"], "libdpdk-dev"),
+    "dpdk": ("libdpdk", ["-lrte_mempool", "-lrte_ring", "-lrte_eal"], "libdpdk-dev"),
     "valgrind": (None, [], "valgrind"),
 }
 

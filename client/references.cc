@@ -152,7 +152,7 @@ absl::Status References::WhyImpossible(const HandleBits& handle) const {
   return absl::InvalidArgumentError("no pool gave out this handle: it names no place in it");
 }
 
-absl::Status References::Open(const HandleBits& handle, Opened* opened) {
+absl::Status References::Open(const HandleBits& handle, Opened* opened, bool takes) {
   if (!IsPossible(handle)) return WhyImpossible(handle);
   const PoolOffset offset = handle.offset();
   const uint64_t known_length = handle.length;  // 0: it stands in the block table
@@ -163,7 +163,8 @@ absl::Status References::Open(const HandleBits& handle, Opened* opened) {
   SlotStocks::Stock& mine = slots_.Mine();
   bool taken = false;
   uint32_t slot;
-  if (status = OpenSlot(mine, offset, handle.generation, &slot, &taken); !status.ok()) {
+  if (status = OpenSlot(mine, offset, handle.generation, &slot, takes ? &taken : nullptr);
+      !status.ok()) {
     return status;
   }
   opened->held = Held(slot, /*owned=*/false);
@@ -191,6 +192,13 @@ absl::StatusOr<Held> References::OpenAgain(PoolOffset offset) {
   if (opened.ok()) return Held(slot, /*owned=*/false);
   if (!absl::IsNotFound(opened)) return opened;
   return absl::DataLossError("the block table was written over");  // we hold the block
+}
+
+uint32_t References::OthersOf(PoolOffset offset) const {
+  // acquire: pairs with the release of those who let go, whose use of the block is over.
+  const BlockWord word(range_->WordOf(GranuleOf(offset)).load(std::memory_order_acquire));
+  // Less than one is not what an honest process leaves there.
+  return word.refs() <= 1 ? 0 : word.refs() - 1;
 }
 
 References::Dropped References::AfterOtherRelease(ReleaseResult released, uint32_t slot,

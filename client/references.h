@@ -125,11 +125,15 @@ class References {
   //   RESOURCE_EXHAUSTED   no slot is free, or the block has 15,383 references
   //   UNAVAILABLE          the block is being recounted after a death; try again
   //   DATA_LOSS            the block table was written over
-  absl::Status Open(const layout::HandleBits& handle, Opened* opened);
+  // `takes`: a reference that is under way becomes this one; otherwise it stays under way.
+  absl::Status Open(const layout::HandleBits& handle, Opened* opened, bool takes = true);
 
   // One more reference to a block that the caller holds one to. What is under way stays so.
   // RESOURCE_EXHAUSTED, UNAVAILABLE, DATA_LOSS: as Open.
   absl::StatusOr<Held> OpenAgain(PoolOffset offset);
+
+  // How many references to a block there are besides one that the caller holds.
+  uint32_t OthersOf(PoolOffset offset) const;
 
   enum class Dropped {
     kNothing,    // others have it, or it lives on elsewhere

@@ -438,6 +438,24 @@ absl::StatusOr<Buffer> SessionCore::TakeBack(const Handle& handle) {
   return BufferOf(*opened);
 }
 
+absl::StatusOr<Buffer> SessionCore::OpenNamed(const Handle& handle) {
+  if (abandoned()) return InChild();
+  References::Opened opened;
+  absl::Status status = references_->Open(
+      layout::HandleBits::Unpack(handle.bits[0], handle.bits[1]), &opened, /*takes=*/false);
+  if (!status.ok()) return status;
+  return BufferOf(opened);
+}
+
+absl::StatusOr<Handle> SessionCore::HandleToPublish(const Buffer& buffer) {
+  if (buffer.core_ == nullptr) return absl::FailedPreconditionError("the buffer is empty");
+  if ((buffer.holding_.load(std::memory_order_acquire) & 1) != 0) {
+    return buffer.core_->HandleOf(buffer.data_, buffer.size_);
+  }
+  // Owners of one block agree on who shares it.
+  return buffer.Ref().Share();
+}
+
 Buffer SessionCore::BufferOf(const References::Opened& opened) {
   AddOwner();
   return Buffer(this, opened.held.bits(), range_->PointerTo(opened.offset), opened.length);
@@ -473,6 +491,12 @@ absl::StatusOr<Handle> SessionCore::HandleOf(void* data, uint64_t length) const 
 absl::StatusOr<Held> SessionCore::OpenAgain(void* data) {
   if (abandoned()) return InChild();
   return references_->OpenAgain(range_->OffsetOf(data));
+}
+
+uint32_t SessionCore::OthersOf(void* data) {
+  if (abandoned()) return 0;
+  FreeSettled(/*all=*/true);
+  return references_->OthersOf(range_->OffsetOf(data));
 }
 
 void SessionCore::DropExtra(Held held, void* data) {

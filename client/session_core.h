@@ -23,6 +23,7 @@
 #include "client/address_range.h"
 #include "client/housekeeper.h"
 #include "client/misuse.h"
+#include "client/name_source.h"
 #include "client/page_map.h"
 #include "client/references.h"
 #include "client/session_cache.h"
@@ -105,11 +106,22 @@ class SessionCore final : public SessionLife {
   //   UNAVAILABLE  the block is being recounted after a death; try again
   absl::StatusOr<Buffer> TakeBack(const Handle& handle);
 
+  // For names. Null if nobody keeps any.
+  NameSource* names() { return source_->names(); }
+  // As Open, of a handle that was looked up: what was sent with the block stays under way.
+  absl::StatusOr<Buffer> OpenNamed(const Handle& handle);
+  // The handle of the buffer's block, which is shared if it was not. Several threads may call this
+  // for one buffer. Errors as Buffer::Share's.
+  static absl::StatusOr<Handle> HandleToPublish(const Buffer& buffer);
+
   // Buffer's business. `data` is where its block starts; errors are References'.
   absl::Status Share(void* data, uint64_t length, uintptr_t* holding, Handle* handle);
   absl::StatusOr<Handle> HandleOf(void* data, uint64_t length) const;
   absl::StatusOr<Held> OpenAgain(void* data);
   void DropExtra(Held held, void* data);
+  // How many references to the block there are besides the caller's; 0 in a forked child. What this
+  // process sent and has arrived is let go of first.
+  uint32_t OthersOf(void* data);
   absl::Status Send(Held held, void* data);
   absl::Status SendPrivate(void* data, uint64_t length);
   // The end of a Buffer: of one that was the last owner of what it held, a Held's bits or 0; and

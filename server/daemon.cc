@@ -39,8 +39,10 @@ constexpr char kReflectionMethod[] =
 constexpr size_t kMaxReflectionCalls = 2;
 // How long the last answers may take on their way out.
 constexpr absl::Duration kCloseGrace = absl::Milliseconds(50);
-// Descriptors of one session: lifeline, pidfd, segment, and twice its gRPC connection.
-constexpr uint64_t kDescriptorsPerSession = 5;
+// One for exchanges and calls, one for watches.
+constexpr size_t kConnectionsPerSession = 2;
+// Descriptors of one session: lifeline, pidfd, segment, and twice each of its gRPC connections.
+constexpr uint64_t kDescriptorsPerSession = 3 + 2 * kConnectionsPerSession;
 
 // What a pool is called to the health service, which knows it beside "", the daemon.
 std::string HealthServiceOf(const std::string& pool) { return absl::StrCat("pool/", pool); }
@@ -126,7 +128,7 @@ absl::Status Daemon::Serve() {
   if (!grpc_socket.ok()) return grpc_socket.status();
   grpc_listener_ = std::make_unique<GrpcListener>(
       *std::move(grpc_socket),
-      GrpcListener::Options{.max_connections = size_t{config_.max_sessions} + 64,
+      GrpcListener::Options{.max_connections = config_.max_sessions * kConnectionsPerSession + 64,
                             .role = [this](const PeerIdentity& peer) { return RoleOf(peer); }},
       server_.get(), loop_.get());
   if (absl::Status status = grpc_listener_->Start(); !status.ok()) return status;
@@ -146,7 +148,7 @@ absl::Status Daemon::Serve() {
 // services of the callback API, gRPC's own health service among them, would.
 absl::Status Daemon::StartGrpc(const std::vector<Pool*>& pools) {
   admin_service_ = std::make_unique<AdminService>(pools, &recaller_, absl::Now());
-  pool_service_ = std::make_unique<PoolService>(&sessions_);
+  pool_service_ = std::make_unique<PoolService>(&sessions_, pools);
   health_service_.SetServing("");
   for (const Pool* pool : pools) health_service_.SetServing(HealthServiceOf(pool->name()));
   grpc::EnableDefaultHealthCheckService(false);

@@ -7,8 +7,9 @@
 //                      └──▶ LifelineEnded / Evict          quarantined: its process still lives
 //                      └──▶ ProcessDied ─▶ ReapSome …      taken back, piece by piece
 //
-// session_reaper.h says how a dead session is reaped, recounter.h what is done about references
-// that a death left unclear, worker_references.h what the daemon holds itself.
+// name_table.h has the names of blocks, session_reaper.h says how a dead session is reaped,
+// recounter.h what is done about references that a death left unclear, worker_references.h what the
+// daemon holds itself.
 //
 // Thread-safe. ReapSome and SettleReferences are for one thread, the reaper's. No lock is held
 // across calls into the heap.
@@ -32,12 +33,14 @@
 #include "allocator/span.h"
 #include "allocator/units.h"
 #include "proto/layout/attach.h"
+#include "proto/layout/handle_bits.h"
 #include "proto/layout/packet.h"
 #include "server/access.h"
 #include "server/block_states.h"
 #include "server/config.h"
 #include "server/log.h"
 #include "server/memory_limit.h"
+#include "server/name_table.h"
 #include "server/pool_arenas.h"
 #include "server/quarantine.h"
 #include "server/recount_journal.h"
@@ -90,6 +93,7 @@ struct PoolStats {
   uint64_t quarantined_bytes = 0;
   uint64_t suspect_blocks = 0;  // pages with a word that made no sense: in quarantine
   uint64_t recounts_total = 0;
+  uint64_t names = 0;
   uint64_t adopted_references = 0;  // under way, and kept by the daemon for a dead sender
   uint64_t refusals_total = 0;
   uint64_t lies_total = 0;
@@ -146,6 +150,20 @@ class Pool {
   //   INVALID_ARGUMENT  the batch breaks a rule that an honest client keeps; evict the session
   absl::StatusOr<ExchangeResult> Exchange(Session& session, const ExchangeBatch& batch);
 
+  // Names of blocks (spanpool/v1/pool.proto, "Names", which also has the errors). For each that
+  // stands the pool holds a reference of its own: taken before the name is stored, dropped after it
+  // is removed, so that a name always opens (rule 13 of tests/model/README.md).
+  struct PublishRequest {
+    std::string name;
+    layout::HandleBits handle;
+    bool outlive_session = false;
+    bool replace = false;
+  };
+  absl::StatusOr<uint64_t> Publish(Session& session, const PublishRequest& request);
+  absl::StatusOr<PublishedBlock> Lookup(const std::string& name) const;
+  absl::Status Unpublish(const std::string& name);
+  NameTable& names() { return names_; }
+
   // Ends an attached session whose client says that it is done. If handles that it sent are under
   // way, the session is dead then, and to be reaped.
   //   FAILED_PRECONDITION  spans are on loan, or references are held; it stays attached
@@ -165,7 +183,7 @@ class Pool {
   // finishes what waited for a recount. Returns when to call again.
   absl::Time SettleReferences(absl::Time now);
 
-  // The references the daemon holds itself: for names, Open and Release.
+  // The references the daemon holds itself.
   WorkerReferences& worker_references() { return worker_references_; }
   // Every session that is not over.
   std::vector<std::shared_ptr<Session>> Sessions() const { return sessions_->Snapshot(this); }
@@ -188,6 +206,8 @@ class Pool {
 
  private:
   absl::Status CheckBatch(const ExchangeBatch& batch) const;
+  // Drops references of names that are gone.
+  void DropNamed(const std::vector<uint32_t>& slots);
   // Grants one span, sweeping once if the heap has none.
   absl::StatusOr<Span*> GrantOne(const ExchangeWant& want);
   // What is short, who holds most, and what to do.
@@ -214,6 +234,7 @@ class Pool {
   TableBlockStates block_states_;
   Heap heap_;
   WorkerReferences worker_references_;
+  NameTable names_;
   MemoryRecountJournal journal_;
   Recounter recounter_;
   SessionReaper session_reaper_;

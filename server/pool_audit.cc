@@ -6,12 +6,15 @@
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "proto/layout/block_table.h"
 #include "proto/layout/block_word.h"
+#include "proto/layout/handle_bits.h"
 #include "proto/layout/session_segment.h"
 #include "proto/layout/slot.h"
 #include "server/block_states.h"
+#include "server/name_table.h"
 #include "server/session_memory.h"
 
 namespace spanpool {
@@ -35,6 +38,7 @@ class Audit {
     }
     if (SessionMemory* const own = pool_.worker_references().memory(); own != nullptr) {
       ReadSlots(*own, "session 0");
+      CompareNames(*own);
     }
     for (uint32_t i = 0; i < pool_.address_bytes() / kArenaBytes; ++i) {
       if (pool_.arenas().TableOf(ArenaIndex(i)) != nullptr) ReadArena(ArenaIndex(i));
@@ -75,6 +79,30 @@ class Audit {
         ++held.slots;
         if (slot.state() == SlotState::kTransit && !slot.noted()) {
           held.send_numbers |= 1u << slot.send_number() % layout::kSendNumbers;
+        }
+      }
+    }
+  }
+
+  void CompareNames(SessionMemory& own) {
+    pool_.names().CheckInvariants();
+    absl::flat_hash_set<uint32_t> of_names;
+    for (const auto& [index, block] : pool_.names().Slots()) {
+      if (!of_names.insert(index).second) Find("two names have slot ", index, " of session 0");
+      const Slot slot(own.slot(index).load());
+      if (slot.state() != SlotState::kHeld || slot.granule() != block.handle.granule) {
+        Find("slot ", index, " of session 0 does not hold the block of name ", block.name);
+      }
+      const layout::SharedWord* const word = pool_.arenas().WordOf(block.handle.granule);
+      if (word == nullptr || BlockWord(word->load()).generation() != block.handle.generation) {
+        Find("name ", block.name, " stands for a block that is gone");
+      }
+    }
+    for (SessionMemory::SlotRange range = own.WrittenSlots(0); range.first < layout::kSlotCapacity;
+         range = own.WrittenSlots(range.end)) {
+      for (uint32_t i = range.first; i < range.end; ++i) {
+        if (Slot(own.slot(i).load()).state() == SlotState::kHeld && !of_names.contains(i)) {
+          Find("slot ", i, " of session 0 is held for no name");
         }
       }
     }

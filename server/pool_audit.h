@@ -6,7 +6,9 @@
 //  2. Each block word counts exactly the slots that name it, and is not FROZEN; SENT is on only if
 //     a slot in transit has its number; FREED is on only without references.
 //  3. No word counts anything where there is no block: in free pages, and within blocks.
-//  4. Spans on loan are those that the sessions have, and the heap's statistics are their sums.
+//  4. Session 0 holds, beside what is in transit, one reference for each name, to the block and
+//     generation that the name stands for.
+//  5. Spans on loan are those that the sessions have, and the heap's statistics are their sums.
 //
 // What is on loan its session alone knows block by block; whether it loses one is seen when all
 // sessions are gone, and nothing is in use any more.

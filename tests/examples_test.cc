@@ -125,5 +125,25 @@ TEST(Examples, WorkersThatAreKilledLoseNoJob) {
   EXPECT_TRUE(daemon.EventuallyEmpty());
 }
 
+TEST(Examples, GrpcCallsCarryHandlesToAPeerInThePoolAndBytesToOthers) {
+  Daemon daemon;
+  for (const bool in_pool : {true, false}) {
+    const std::string address = "unix:" + daemon.run_dir() + (in_pool ? "/near.sock" : "/far.sock");
+    Process server({Runfile("examples/grpc/server"), address},
+                   {.uid = 0,
+                    .environment = {{"SPANPOOL_TARGET",
+                                     in_pool ? daemon.run_dir() : daemon.run_dir() + "/no"}}});
+    ASSERT_EQ(server.ReadLine(), "READY") << server.standard_error();
+    Process client({Runfile("examples/grpc/client"), address, "3"},
+                   {.uid = 0, .environment = {{"SPANPOOL_TARGET", daemon.run_dir()}}});
+    const std::string how = in_pool ? ", by handle" : ", as bytes";
+    EXPECT_EQ(client.ReadLine(), "image 0: mean 0" + how);
+    EXPECT_EQ(client.ReadLine(), "image 1: mean 1" + how);
+    EXPECT_EQ(client.ReadLine(), "image 2: mean 2" + how);
+    EXPECT_EQ(client.Wait(), 0) << client.standard_error();
+  }
+  EXPECT_TRUE(daemon.EventuallyEmpty());
+}
+
 }  // namespace
 }  // namespace spanpool::testing

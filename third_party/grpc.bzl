@@ -1,6 +1,6 @@
 """Protocol buffer and gRPC code generation with Debian's protoc and grpc_cpp_plugin."""
 
-def cc_grpc_library(name, srcs, root, deps = [], visibility = None):
+def cc_grpc_library(name, srcs, root, deps = [], import_roots = [], visibility = None):
     """Compiles .proto files into a cc_library of their messages, and one of their services.
 
     Args:
@@ -8,6 +8,7 @@ def cc_grpc_library(name, srcs, root, deps = [], visibility = None):
       srcs: .proto files of this package.
       root: the folder, below this package, that import paths start from ("" = the workspace root).
       deps: other cc_grpc_library targets that the .proto files import.
+      import_roots: the roots of those, from the workspace's, if they are not this library's own.
       visibility: as usual.
     """
     messages = []
@@ -16,12 +17,22 @@ def cc_grpc_library(name, srcs, root, deps = [], visibility = None):
         stem = src[:-len(".proto")]
         messages += [stem + ".pb.h", stem + ".pb.cc"]
         services += [stem + ".grpc.pb.h", stem + ".grpc.pb.cc"]
+    native.filegroup(
+        name = name + "_protos",
+        srcs = srcs + [dep + "_protos" for dep in deps],
+        visibility = visibility,
+    )
     native.genrule(
         name = name + "_generated",
-        srcs = srcs,
+        srcs = srcs + [dep + "_protos" for dep in deps],
         outs = messages + services,
-        cmd = ("protoc -I{root} --cpp_out=$(GENDIR)/{root} --grpc_out=$(GENDIR)/{root} " +
-               "--plugin=protoc-gen-grpc=/usr/bin/grpc_cpp_plugin $(SRCS)").format(root = root),
+        cmd = " ".join(
+            ["protoc -I" + root] + ["-I" + other for other in import_roots] + [
+                "--cpp_out=$(GENDIR)/" + root,
+                "--grpc_out=$(GENDIR)/" + root,
+                "--plugin=protoc-gen-grpc=/usr/bin/grpc_cpp_plugin",
+            ] + ["$(location %s)" % src for src in srcs],
+        ),
         message = "Generating protocol buffers",
     )
     native.cc_library(

@@ -214,7 +214,7 @@ TEST(RenderStatus, ThePoolsOfADaemonAreRows) {
   response.add_pools()->set_name("a");
   response.add_pools()->set_name("bbbb");
   response.mutable_pools(1)->set_on_loan_bytes(1536);
-  const std::string text = RenderStatus(response, {.run_dir = "/r", .pool = "", .json = false});
+  const std::string text = RenderStatus(response, {.run_dir = "/r"});
   EXPECT_THAT(text, HasSubstr("spanpoold 1.2.3, pid 7, up 1m 1s, /r\n"));
   EXPECT_THAT(text, HasSubstr("\na "));
   EXPECT_THAT(text, HasSubstr("\nbbbb    0 B  1.5 KiB"));

@@ -44,6 +44,9 @@ struct SuiteOptions {
   int rounds = 9;
   // For a quick look: as many rounds, but of less work. Suites decide what that is.
   bool quick = false;
+  // Quick, and as little work as shows that every part of the suite works; the first call is kept.
+  // Its figures say nothing.
+  bool tiny = false;
   // Only cases whose name holds this.
   std::string filter;
 };
@@ -53,6 +56,7 @@ class Suite {
   Suite(std::string name, SuiteOptions options);
 
   bool quick() const { return options_.quick; }
+  bool tiny() const { return options_.tiny; }
   // How long a timed round should take.
   absl::Duration round_time() const;
 
@@ -115,8 +119,8 @@ Round TimedRound(std::string metric, absl::Duration time, TimeOf what,
                  std::function<void(int64_t)> operations);
 
 // The whole of a suite program's main: `fill` adds the cases.
-// Flags: --quick, --rounds N, --case TEXT, --out FILE (default: standard output), and what `fill`
-// finds in `arguments` (all that is left).
+// Flags: --quick, --tiny (one round), --rounds N, --case TEXT, --out FILE (default: standard
+// output), and what `fill` finds in `arguments` (all that is left).
 int SuiteMain(int argc, char** argv, const std::string& name,
               const std::function<void(Suite&, const std::vector<std::string>& arguments)>& fill);
 

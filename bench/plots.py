@@ -10,10 +10,12 @@ matplotlib.rcParams.update({"svg.hashsalt": "spanpool", "svg.fonttype": "none", 
                             "axes.spines.top": False, "axes.spines.right": False})
 import matplotlib.pyplot as plt  # noqa: E402
 
-COLORS = {"size_class": "#1b6ca8", "linear": "#c0392b", "free_list": "#e08e0b",
-          "jemalloc": "#7f8c8d", "tcmalloc": "#4d5656"}
-NAMES = {"size_class": "size classes (spanpool)", "linear": "linear", "free_list": "linked list",
-         "jemalloc": "jemalloc", "tcmalloc": "tcmalloc"}
+COLORS = {"spanpool": "#1b6ca8", "size_class": "#85b8dd", "linear": "#c0392b",
+          "free_list": "#e08e0b", "jemalloc": "#7f8c8d", "tcmalloc": "#4d5656",
+          "mimalloc": "#a3aaab", "glibc": "#c9cdce"}
+NAMES = {"spanpool": "spanpool, its daemon included", "size_class": "spanpool's heap alone",
+         "linear": "linear", "free_list": "linked list", "jemalloc": "jemalloc",
+         "tcmalloc": "tcmalloc", "mimalloc": "mimalloc", "glibc": "glibc"}
 # The trace whose course is drawn: a server whose values change in length is where it shows.
 COURSE = "redis"
 
@@ -66,7 +68,7 @@ def draw_fragmentation(report, series, path):
     bars(axes[0][1], report, "peak_over_live",
          "most memory taken / most bytes in use (log; 1 = no waste)")
     # xz makes 300 calls and touches 100 MiB: that is the kernel's time.
-    bars(axes[1][1], report, "ns_per_event", "nanoseconds a call, with touching its pages (log)",
+    bars(axes[1][1], report, "ns_per_op", "nanoseconds a call, with touching its pages (log)",
          leave_out=("xz",))
     axes[0][1].axhline(1, color="black", linewidth=0.6)
     figure.savefig(path, metadata={"Date": None})

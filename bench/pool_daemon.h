@@ -44,6 +44,9 @@ class PoolDaemon {
   const std::string& target() const { return run_dir_; }
   pid_t pid() const { return process_->pid(); }
 
+  // What the daemon has logged so far.
+  std::string Log() const { return process_->standard_error(); }
+
   // Admin.GetStatus of the pool. gRPC's status, if the daemon does not answer within a minute.
   absl::StatusOr<v1::PoolStatus> Status();
 

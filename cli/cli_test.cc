@@ -14,6 +14,7 @@
 #include <string>
 
 #include "cli/commands.h"
+#include "spanpool/spanpool.h"
 
 namespace spanpool::cli {
 namespace {
@@ -104,6 +105,38 @@ TEST_F(CliTest, TrimGivesTheReserveWhatIsItsAndSaysWhatItDid) {
   EXPECT_EQ(ran.text, "spanpool: there is no pool \"nope\"\n");
 }
 
+TEST_F(CliTest, NamesAreListedAndRemoved) {
+  Ran ran = RunCommand(Target() + "names");
+  EXPECT_EQ(ran.exit, 0) << ran.text;
+  EXPECT_EQ(ran.text, "NAME  POOL  SESSION  PID  UID  GOES WITH IT  BLOCK\n");
+  auto session = Session::Attach({.target = run_dir_});
+  ASSERT_TRUE(session.ok()) << session.status();
+  auto buffer = (*session)->Allocate(100);
+  ASSERT_TRUE(buffer.ok()) << buffer.status();
+  ASSERT_TRUE((*session)->Publish("camera/0", *buffer).ok());
+  ASSERT_TRUE((*session)->Publish("model", *buffer, {.outlive_session = true}).ok());
+  ran = RunCommand(Target() + "names");
+  EXPECT_EQ(ran.exit, 0) << ran.text;
+  EXPECT_THAT(ran.text, HasSubstr("\ncamera/0  default "));
+  EXPECT_THAT(ran.text, HasSubstr("\nmodel     default "));
+  ran = RunCommand(Target() + "--json names cam");
+  EXPECT_EQ(ran.exit, 0) << ran.text;
+  const auto json = nlohmann::json::parse(ran.text);
+  ASSERT_EQ(json["pools"][0]["names"].size(), 1u);
+  EXPECT_EQ(json["pools"][0]["names"][0]["name"], "camera/0");
+  EXPECT_EQ(json["pools"][0]["names"][0]["block"], buffer->Share()->ToString());
+  EXPECT_EQ(json["pools"][0]["names"][0]["outlives_session"], false);
+  EXPECT_EQ(json["pools"][0]["names"][0]["pid"], getpid());
+  ran = RunCommand(Target() + "rm model");
+  EXPECT_EQ(ran.exit, 0) << ran.text;
+  EXPECT_EQ(ran.text, "");
+  ran = RunCommand(Target() + "rm model");
+  EXPECT_EQ(ran.exit, 1);
+  EXPECT_EQ(ran.text, "spanpool: nothing is published under \"model\"\n");
+  EXPECT_EQ(RunCommand(Target() + "--pool nope rm model").exit, 1);
+  EXPECT_EQ(RunCommand(Target() + "--pool nope names").exit, 1);
+}
+
 TEST_F(CliTest, OptionsMayStandAfterTheCommand) {
   const Ran ran = RunCommand("health --json " + Target());
   EXPECT_EQ(ran.exit, 0) << ran.text;
@@ -153,8 +186,8 @@ TEST_F(CliTest, TheEnvironmentNamesTheTarget) {
 }
 
 TEST(Cli, WrongUsageIsTwoWithOneLine) {
-  for (const char* arguments :
-       {"", "nonsense", "--nonsense status", "status extra", "--target", "trim --wait_ms 60001"}) {
+  for (const char* arguments : {"", "nonsense", "--nonsense status", "status extra", "--target",
+                                "rm", "trim --wait_ms 60001"}) {
     const Ran ran = RunCommand(arguments);
     EXPECT_EQ(ran.exit, 2) << arguments << ": " << ran.text;
     EXPECT_THAT(ran.text, MatchesRegex("spanpool: [^\n]*see --help\n")) << arguments;

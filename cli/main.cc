@@ -47,6 +47,14 @@ int Main(int argc, char** argv) {
       ->check(CLI::Range(1, 60'000))
       ->type_name("MS");
   trim->callback([&command] { command = &Trim; });
+  CLI::App* const names =
+      app.add_subcommand("names", "the names of blocks, and who published them");
+  names->add_option("PREFIX", options.name, "only names that begin so");
+  names->callback([&command] { command = &Names; });
+  CLI::App* const remove =
+      app.add_subcommand("rm", "unpublish a name: its block goes with the last who has it");
+  remove->add_option("NAME", options.name, "of --pool, else of pool default")->required();
+  remove->callback([&command] { command = &RemoveName; });
   app.add_subcommand("health", "whether the daemon serves: exit 0, or 1")->callback([&command] {
     command = &Health;
   });

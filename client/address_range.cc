@@ -72,7 +72,7 @@ absl::StatusOr<std::unique_ptr<AddressRange>> AddressRange::Reserve(uint64_t add
   return range;
 }
 
-absl::Status AddressRange::EnsureMapped(PoolOffset offset, uint64_t length) {
+absl::Status AddressRange::MapMissing(PoolOffset offset, uint64_t length) {
   if (!Covers(offset, length)) {
     return absl::InvalidArgumentError(
         absl::StrCat("bytes ", offset.value(), " + ", length, " lie outside the pool"));

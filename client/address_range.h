@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "absl/base/optimization.h"
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -69,7 +70,16 @@ class AddressRange {
   //   NOT_FOUND           the pool has no such arena
   //   RESOURCE_EXHAUSTED  mmap failed: vm.max_map_count or memory
   //   UNAVAILABLE         the daemon did not answer
-  absl::Status EnsureMapped(PoolOffset offset, uint64_t length);
+  absl::Status EnsureMapped(PoolOffset offset, uint64_t length) {
+    if (ABSL_PREDICT_TRUE(Covers(offset, length))) {
+      const ArenaIndex first = ArenaOf(offset);
+      if (ABSL_PREDICT_TRUE(offset.value() % kArenaBytes + length <= kArenaBytes &&
+                            IsMapped(first))) {
+        return absl::OkStatus();
+      }
+    }
+    return MapMissing(offset, length);
+  }
 
   // Maps what lies behind a range of bytes of mapped arenas now rather than when it is touched; a
   // hint, which may fail.
@@ -86,6 +96,7 @@ class AddressRange {
 
  private:
   AddressRange(uint32_t arenas, bool writable, SpanSource* source);
+  absl::Status MapMissing(PoolOffset offset, uint64_t length);
   absl::Status Map(ArenaIndex arena);
 
   // Constant after construction.

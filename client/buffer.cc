@@ -1,6 +1,10 @@
 #include "spanpool/buffer.h"
 
+#include <algorithm>
+
+#include "absl/base/optimization.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "allocator/lock_rank.h"
 #include "client/references.h"
 #include "client/session_core.h"
@@ -15,6 +19,10 @@ using internal::Held;
 //   even and not zero  a Joint*: the Buffer is one of its owners
 
 namespace {
+
+// Between two looks at the word of a block whose readers are waited for.
+constexpr absl::Duration kShortestLook = absl::Microseconds(20);
+constexpr absl::Duration kLongestLook = absl::Milliseconds(2);
 
 // What several Buffers own together.
 struct Joint {
@@ -80,19 +88,24 @@ absl::StatusOr<Handle> Buffer::Share() {
   if (Joint* const joint = JointOf(holding); joint != nullptr) {
     RankedMutexLock lock(&joint->mu);
     if (joint->holding == 0) {
-      absl::StatusOr<Held> held = core_->Share(data_, size_);
-      if (!held.ok()) return held.status();
-      joint->holding = held->bits();
+      Handle handle;
+      absl::Status shared = core_->Share(data_, size_, &joint->holding, &handle);
+      if (!shared.ok()) {
+        joint->holding = 0;
+        return shared;
+      }
       joint->length = size_;
+      return handle;
     }
     return core_->HandleOf(data_, joint->length);
   }
-  if (!IsHeld(holding)) {
-    absl::StatusOr<Held> held = core_->Share(data_, size_);
-    if (!held.ok()) return held.status();
-    holding_.store(held->bits(), std::memory_order_release);
-  }
-  return core_->HandleOf(data_, size_);
+  if (IsHeld(holding)) return core_->HandleOf(data_, size_);
+  uintptr_t held;
+  Handle handle;
+  absl::Status shared = core_->Share(data_, size_, &held, &handle);
+  if (ABSL_PREDICT_FALSE(!shared.ok())) return shared;
+  holding_.store(held, std::memory_order_release);
+  return handle;
 }
 
 absl::StatusOr<Handle> Buffer::Send() && {
@@ -129,6 +142,37 @@ absl::StatusOr<Handle> Buffer::Send() && {
   return handle;
 }
 
+bool Buffer::IsShared() const {
+  uintptr_t holding = holding_.load(std::memory_order_acquire);
+  if (Joint* const joint = JointOf(holding); joint != nullptr) {
+    RankedMutexLock lock(&joint->mu);
+    holding = joint->holding;
+  }
+  return IsHeld(holding);
+}
+
+uint32_t Buffer::readers() const {
+  return core_ != nullptr && IsShared() ? core_->OthersOf(data_) : 0;
+}
+
+absl::Status Buffer::AwaitNoReaders(absl::Time deadline) const {
+  if (core_ == nullptr) return Empty();
+  const absl::Time start = absl::Now();
+  for (;;) {
+    if (absl::Status attached = core_->CheckAttached(); !attached.ok()) return attached;
+    const uint32_t others = readers();
+    if (others == 0) return absl::OkStatus();
+    const absl::Time now = absl::Now();
+    if (now >= deadline) {
+      return absl::DeadlineExceededError(
+          absl::StrCat("there are ", others, " other references to the block still"));
+    }
+    // So that it is told soon after it happened, in relation to how long it took.
+    absl::SleepFor(
+        std::min(deadline - now, std::clamp((now - start) / 8, kShortestLook, kLongestLook)));
+  }
+}
+
 Buffer Buffer::Ref() const {
   if (core_ == nullptr) return Buffer();
   uintptr_t holding = holding_.load(std::memory_order_acquire);
@@ -147,7 +191,7 @@ Buffer Buffer::Ref() const {
   }
   // relaxed: this buffer is an owner meanwhile.
   joint->owners.fetch_add(1, std::memory_order_relaxed);
-  core_->Ref();
+  core_->AddOwner();
   return Buffer(core_, reinterpret_cast<uintptr_t>(joint), data_, size_);
 }
 

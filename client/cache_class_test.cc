@@ -75,5 +75,25 @@ TEST(CacheClass, SizesLookedUpInlineHaveTheStackOfTheirOwn) {
   EXPECT_EQ(IndexOfSize(kInlineBytes), kInlineSizes - 1);
 }
 
+TEST(CacheClass, BatchesAre64KiBWithin2To32BlocksAndStacksHoldSeveral) {
+  for (size_t index = 2; index < kStacks; ++index) {
+    const CacheClass c = CacheClassOfStack(index);
+    const uint64_t bytes = BlockBytesOf(c);
+    SCOPED_TRACE(testing::Message() << bytes << " bytes");
+    const size_t least = IsLarge(c) ? 1 : 2;
+    EXPECT_GE(BatchOf(c), least);
+    EXPECT_LE(BatchOf(c), 32u);
+    if (BatchOf(c) > least) {
+      EXPECT_LE(BatchOf(c) * bytes, 64u << 10);
+    }
+    if (BatchOf(c) < 32) {
+      EXPECT_GT((BatchOf(c) + 1) * bytes, 64u << 10);
+    }
+    EXPECT_GE(StackCapacityOf(c), 2 * BatchOf(c));
+    EXPECT_LE(StackCapacityOf(c) * bytes,
+              std::max<uint64_t>(4 * bytes, (IsLarge(c) ? 512u : 256u) << 10));
+  }
+}
+
 }  // namespace
 }  // namespace spanpool::internal

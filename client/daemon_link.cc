@@ -22,7 +22,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "allocator/lock_rank.h"
+#include "client/daemon_names.h"
 #include "client/exchange_stream.h"
+#include "client/name_source.h"
 #include "client/rpc_connection.h"
 #include "proto/layout/attach.h"
 #include "proto/layout/packet.h"
@@ -162,6 +164,7 @@ class DaemonLink final : public SpanSource {
     facts->writable = access == Access::kReadWrite;
     facts->session_segment = std::move((*fds)[0]);
     SetReceiveTimeout(socket_.get(), kPatience);
+    names_.emplace(grpc_path_, token_, [this] { return Connection(); });
     return absl::OkStatus();
   }
 
@@ -264,11 +267,14 @@ class DaemonLink final : public SpanSource {
     layout::SendPacket(socket_fd_, layout::BytesOf(answer)).IgnoreError();
   }
 
+  NameSource* names() override { return names_.has_value() ? &*names_ : nullptr; }
+
   void AbandonInChild() override {
     // The child's copy would keep the lifeline open after the parent's end. The object itself is
     // the parent's: in the child it is never destroyed.
     close(socket_fd_);
     if (const int fd = connection_fd_.load(std::memory_order_acquire); fd >= 0) close(fd);
+    if (names_.has_value()) names_->AbandonInChild();
   }
 
  private:
@@ -307,13 +313,7 @@ class DaemonLink final : public SpanSource {
     RankedMutexLock lock(&mu_);
     if (stream_ == nullptr || stream_->failed()) {
       stream_ = nullptr;
-      if (connection_ == nullptr || !Usable(*connection_)) {
-        // A fork at any moment finds the number of an open descriptor here, or none.
-        connection_fd_.store(-1, std::memory_order_release);
-        connection_ = std::make_shared<RpcConnection>(grpc_path_);
-        connection_fd_.store(connection_->fd(), std::memory_order_release);
-      }
-      stream_ = std::make_shared<ExchangeStream>(connection_, token_,
+      stream_ = std::make_shared<ExchangeStream>(ConnectionLocked(), token_,
                                                  [this](const v1::ExchangeResponse& late) {
                                                    RankedMutexLock lock(&orphans_mu_);
                                                    for (const v1::SpanGrant& grant : late.grants())
@@ -333,6 +333,22 @@ class DaemonLink final : public SpanSource {
       to_return_.pop_back();
     }
     return stream_;
+  }
+
+  std::shared_ptr<RpcConnection> Connection() ABSL_LOCKS_EXCLUDED(mu_) {
+    RankedMutexLock lock(&mu_);
+    return ConnectionLocked();
+  }
+
+  // The connection to use, a new one if the last has ended.
+  const std::shared_ptr<RpcConnection>& ConnectionLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    if (connection_ == nullptr || !Usable(*connection_)) {
+      // A fork at any moment finds the number of an open descriptor here, or none.
+      connection_fd_.store(-1, std::memory_order_release);
+      connection_ = std::make_shared<RpcConnection>(grpc_path_);
+      connection_fd_.store(connection_->fd(), std::memory_order_release);
+    }
+    return connection_;
   }
 
   static bool Usable(const RpcConnection& connection) {
@@ -369,6 +385,8 @@ class DaemonLink final : public SpanSource {
   std::atomic<int> connection_fd_{-1};
   std::shared_ptr<ExchangeStream> stream_ ABSL_GUARDED_BY(mu_);
   std::vector<uint64_t> to_return_ ABSL_GUARDED_BY(mu_);
+
+  std::optional<DaemonNames> names_;  // constant once attached
 };
 
 }  // namespace

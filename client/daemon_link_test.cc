@@ -361,7 +361,7 @@ TEST(DaemonLink, ASessionAllocatesSharesAndLeavesNothingBehind) {
     EXPECT_EQ((*core)->Allocate(200 * kMiB, {}).status().code(),
               absl::StatusCode::kResourceExhausted);
   }
-  (*core)->Unref();
+  (*core)->Close();
   EXPECT_EQ(daemon.detach_requests(), 1);
   EXPECT_TRUE(daemon.pool().Empty());
 }
@@ -380,7 +380,7 @@ TEST(DaemonLink, AStreamThatBreaksIsUnavailableAndTheNextExchangeOpensAnother) {
     ASSERT_TRUE(buffer.ok()) << buffer.status();
   }
   (*core)->cache().CheckInvariants();
-  (*core)->Unref();
+  (*core)->Close();
   EXPECT_TRUE(daemon.pool().Empty());
 }
 
@@ -396,7 +396,7 @@ TEST(DaemonLink, ARecallIsAnsweredOnceWhatIsIdleWasReturned) {
     absl::StatusOr<Buffer> buffer = (*core)->Allocate(20 * kMiB, {});
     ASSERT_TRUE(buffer.ok()) << buffer.status();
   }
-  (*core)->Unref();
+  (*core)->Close();
   EXPECT_TRUE(daemon.pool().Empty());
 }
 
@@ -411,7 +411,7 @@ TEST(DaemonLink, ARecallThatComesBeforeAReplyIsNotTakenForIt) {
     std::memset(buffer->data(), 1, kMiB);
     while (daemon.answered() != 7) std::this_thread::yield();
   }
-  (*core)->Unref();
+  (*core)->Close();
   EXPECT_TRUE(daemon.pool().Empty());
 }
 
@@ -426,7 +426,7 @@ TEST(DaemonLink, GrantsThatCannotBeAreRefusedAndTheRestIsUsed) {
     std::memset(buffer->data(), 1, bytes);
   }
   (*core)->cache().CheckInvariants();
-  (*core)->Unref();
+  (*core)->Close();
   EXPECT_TRUE(daemon.pool().Empty());
 }
 

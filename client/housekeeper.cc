@@ -15,23 +15,27 @@ namespace spanpool::internal {
 Housekeeper::Housekeeper(Work work, int watched_fd)
     : work_(std::move(work)),
       wake_fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
-      watched_fd_(watched_fd) {
+      watched_fd_(watched_fd) {}
+
+void Housekeeper::Start() {
   if (!wake_fd_.valid()) return;
   // The user's signal handlers run on the user's threads.
   sigset_t all;
   sigset_t before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
-  running_ = pthread_create(&thread_, nullptr, &Run, this) == 0;
+  running_ = true;
+  if (pthread_create(&thread_, nullptr, &Run, this) != 0) running_ = false;
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
-Housekeeper::~Housekeeper() {
+void Housekeeper::Stop() {
   if (!running_) return;
   // relaxed: the kernel orders it before what follows, and the thread reads it after.
   stop_.store(true, std::memory_order_relaxed);
   Signal();
   pthread_join(thread_, nullptr);
+  running_ = false;
 }
 
 void Housekeeper::AbandonInChild() {

@@ -29,10 +29,15 @@ class Housekeeper {
   // when `watched_fd` becomes readable or is hung up, and is to read what is there; once hung up
   // the descriptor is not looked at again. -1: none. It outlives this object.
   explicit Housekeeper(Work work, int watched_fd = -1);
-  // Waits for work under way to end.
-  ~Housekeeper();
+  ~Housekeeper() { Stop(); }
   Housekeeper(const Housekeeper&) = delete;
   Housekeeper& operator=(const Housekeeper&) = delete;
+
+  // Makes the thread. Apart from construction, so that the work may refer to this object. Once.
+  void Start();
+  // Waits for work under way to end; none is done afterwards. Not beside Wake from other threads
+  // than the work's.
+  void Stop();
 
   // Has the work done soon. Cheap when it was asked for already. False: there is no thread.
   bool Wake();
@@ -51,6 +56,8 @@ class Housekeeper {
   // Constant after construction.
   const Work work_;
   const layout::UniqueFd wake_fd_;  // an eventfd, so that it can be waited for beside the other
+
+  // Written only while the thread does not run.
   bool running_ = false;
   pthread_t thread_{};
 

@@ -18,6 +18,7 @@ TEST(Housekeeper, WorksWhenWokenAndNotBefore) {
     ++done;
     return absl::InfiniteFuture();
   });
+  housekeeper.Start();
   EXPECT_EQ(done, 0);
   for (int i = 1; i <= 100; ++i) {
     EXPECT_TRUE(housekeeper.Wake());
@@ -33,6 +34,7 @@ TEST(Housekeeper, NoWakeIsLostWhileItWorks) {
     seen = asked.load();
     return absl::InfiniteFuture();
   });
+  housekeeper.Start();
   for (int i = 1; i <= 10000; ++i) {
     asked = i;
     housekeeper.Wake();
@@ -46,8 +48,27 @@ TEST(Housekeeper, WorksAgainUnwokenWhenItSaidSo) {
     ++done;
     return done < 3 ? absl::Now() : absl::InfiniteFuture();
   });
+  housekeeper.Start();
   housekeeper.Wake();
   while (done < 3) std::this_thread::yield();
+}
+
+TEST(Housekeeper, WorkMayAskForMoreUntilItIsStopped) {
+  std::atomic<int> done{0};
+  Housekeeper housekeeper([&] {
+    ++done;
+    EXPECT_TRUE(housekeeper.Wake());
+    return absl::InfiniteFuture();
+  });
+  EXPECT_FALSE(housekeeper.Wake());  // nobody is there yet
+  housekeeper.Start();
+  EXPECT_TRUE(housekeeper.Wake());
+  while (done < 100) std::this_thread::yield();
+  housekeeper.Stop();
+  EXPECT_FALSE(housekeeper.Wake());
+  const int before = done;
+  housekeeper.Stop();
+  EXPECT_EQ(done, before);
 }
 
 TEST(Housekeeper, WorksWhenTheWatchedDescriptorIsReadableAndNotAfterItIsHungUp) {
@@ -65,6 +86,7 @@ TEST(Housekeeper, WorksWhenTheWatchedDescriptorIsReadableAndNotAfterItIsHungUp) 
         return absl::InfiniteFuture();
       },
       near.get());
+  housekeeper.Start();
   for (int i = 1; i <= 100; ++i) {
     ASSERT_EQ(write(far.get(), "x", 1), 1);
     while (read_packets < i) std::this_thread::yield();

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <utility>
 
-#include "absl/container/inlined_vector.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
@@ -67,11 +66,16 @@ References::References(uint32_t incarnation, layout::SessionSegment* segment,
       cache_(cache),
       slots_(segment, slot_capacity) {}
 
-absl::StatusOr<uint32_t> References::NewSlot(SlotStocks::Stock& mine) {
-  const uint32_t slot = slots_.Take(mine);
-  if (slot != SlotStocks::kNoSlot) return slot;
+absl::Status References::NoSlot() {
   return absl::ResourceExhaustedError(
       "this process holds as many references to shared blocks as there can be; drop Buffers first");
+}
+
+absl::Status References::NotPrivate(SlotStocks::Stock& mine, uint32_t slot, GranuleId granule,
+                                    BlockWord word) {
+  layout::FreeSlot(SlotAt(slot));
+  slots_.Give(mine, slot);
+  return WrittenOver(granule, word, "is not private although this process owns it");
 }
 
 uint32_t References::slots_in_use() {
@@ -83,62 +87,22 @@ uint32_t References::slots_in_use() {
   return in_use;
 }
 
-void References::StoreLength(PoolOffset offset, uint64_t length) {
-  if (length <= layout::kMaxHandleLength) return;
+void References::StoreLongLength(PoolOffset offset, uint64_t length) {
   SPANPOOL_STEP("share.length");
   layout::LengthOf(range_->TableOf(ArenaOf(offset)), PageOf(offset))
       .store(length, std::memory_order_release);
 }
 
-absl::StatusOr<Held> References::Share(PoolOffset offset, uint64_t length) {
+absl::Status References::OpenSlotSlowly(SlotStocks::Stock& mine, PoolOffset offset,
+                                        uint64_t generation, layout::Opening opening, uint32_t slot,
+                                        bool* taken) {
   const GranuleId granule = GranuleOf(offset);
   layout::SharedWord& shared = range_->WordOf(granule);
-  SlotStocks::Stock& mine = slots_.Mine();
-  absl::StatusOr<uint32_t> slot = NewSlot(mine);
-  if (!slot.ok()) return slot.status();
-  StoreLength(offset, length);
-  // If this process dies before the word is changed, refs 0 proves the slot uncounted.
-  SPANPOOL_STEP("share.1a");
-  SlotAt(*slot).store(Slot(SlotState::kHeld, granule).bits(), std::memory_order_release);
-  uint64_t bits = shared.load(std::memory_order_acquire);
-  do {
-    if (!BlockWord(bits).is_private()) {
-      layout::FreeSlot(SlotAt(*slot));
-      slots_.Give(mine, *slot);
-      return WrittenOver(granule, BlockWord(bits), "is not private although this process owns it");
-    }
-    SPANPOOL_STEP("share.1b");
-    // release: what was written to the block comes before; pairs with the acquire of openers.
-  } while (!shared.compare_exchange_weak(bits, BlockWord(bits).Shared().bits(),
-                                         std::memory_order_acq_rel, std::memory_order_acquire));
-  mine.CountShare();
-  return Held(*slot, /*owned=*/true);
-}
-
-HandleBits References::HandleOf(PoolOffset offset, uint64_t length) const {
-  HandleBits handle;
-  handle.incarnation = incarnation_;
-  handle.granule = GranuleOf(offset);
-  handle.start = static_cast<uint32_t>(offset.value() % kGranuleBytes);
-  handle.length = length > layout::kMaxHandleLength ? 0 : static_cast<uint32_t>(length);
-  // It does not change while the caller holds the block.
-  const uint64_t bits = range_->WordOf(handle.granule).load(std::memory_order_relaxed);
-  handle.generation = BlockWord(bits).generation();
-  return handle;
-}
-
-absl::StatusOr<uint32_t> References::OpenSlot(PoolOffset offset, uint64_t generation, bool* taken) {
-  const GranuleId granule = GranuleOf(offset);
-  layout::SharedWord& shared = range_->WordOf(granule);
-  SlotStocks::Stock& mine = slots_.Mine();
-  absl::StatusOr<uint32_t> slot = NewSlot(mine);
-  if (!slot.ok()) return slot.status();
   FrozenWait wait;
-  layout::Opening opening;
-  do {
-    opening = layout::OpenBlock(SlotAt(*slot), shared, granule, generation, layout::kMaxClientRefs);
-  } while (opening.result == OpenResult::kFrozen && wait.Again());
-  if (opening.result != OpenResult::kOpened) slots_.Give(mine, *slot);
+  while (opening.result == OpenResult::kFrozen && wait.Again()) {
+    opening = layout::OpenBlock(SlotAt(slot), shared, granule, generation, layout::kMaxClientRefs);
+  }
+  if (opening.result != OpenResult::kOpened) slots_.Give(mine, slot);
   switch (opening.result) {
     case OpenResult::kRefused:
       return absl::NotFoundError("the block was freed: nobody held it when this handle was opened");
@@ -151,7 +115,7 @@ absl::StatusOr<uint32_t> References::OpenSlot(PoolOffset offset, uint64_t genera
     case OpenResult::kOpened:
       break;
   }
-  if (taken == nullptr || !opening.counted.sent()) return slot;
+  if (taken == nullptr || !opening.counted.sent()) return absl::OkStatus();
   const uint32_t number = opening.counted.send_number();
   TakeResult result;
   do {
@@ -159,10 +123,10 @@ absl::StatusOr<uint32_t> References::OpenSlot(PoolOffset offset, uint64_t genera
   } while (result == TakeResult::kFrozen && wait.Again());
   if (result == TakeResult::kFrozen) {
     // The reference is held, and good. The sender is told later.
-    Enlist({.slot = *slot, .offset = offset, .owned = false, .taken = true, .number = number});
+    Enlist({.slot = slot, .offset = offset, .owned = false, .taken = true, .number = number});
   }
   *taken = result == TakeResult::kTaken;
-  return slot;
+  return absl::OkStatus();
 }
 
 absl::StatusOr<uint64_t> References::CheckedLength(const HandleBits& handle) {
@@ -179,61 +143,66 @@ absl::StatusOr<uint64_t> References::CheckedLength(const HandleBits& handle) {
   return length;
 }
 
-absl::Status References::CheckHandle(const HandleBits& handle) const {
+absl::Status References::WhyImpossible(const HandleBits& handle) const {
   if (handle.incarnation != incarnation_) {
     return absl::FailedPreconditionError(absl::StrCat(
         "the handle is of pool incarnation ", handle.incarnation, ", this session is attached to ",
         incarnation_, ": another pool, or this one before it was lost"));
   }
-  if (handle.length > layout::kMaxHandleLength ||
-      (handle.length == 0 && OffsetOf(handle.granule).value() % kPageBytes != 0) ||
-      !range_->Covers(handle.offset(), std::max<uint64_t>(handle.length, 1))) {
-    return absl::InvalidArgumentError("no pool gave out this handle: it names no place in it");
-  }
-  return absl::OkStatus();
+  return absl::InvalidArgumentError("no pool gave out this handle: it names no place in it");
 }
 
-absl::StatusOr<References::Opened> References::Open(const HandleBits& handle) {
-  if (absl::Status valid = CheckHandle(handle); !valid.ok()) return valid;
+absl::Status References::Open(const HandleBits& handle, Opened* opened, bool takes) {
+  if (!IsPossible(handle)) return WhyImpossible(handle);
   const PoolOffset offset = handle.offset();
-  if (absl::Status mapped = range_->EnsureMapped(offset, 1); !mapped.ok()) return mapped;
+  const uint64_t known_length = handle.length;  // 0: it stands in the block table
+  absl::Status status = range_->EnsureMapped(offset, std::max<uint64_t>(known_length, 1));
+  if (!status.ok()) return status;
+  // It will be looked at; so its first line may come while the word does.
+  __builtin_prefetch(range_->PointerTo(offset));
+  SlotStocks::Stock& mine = slots_.Mine();
   bool taken = false;
-  absl::StatusOr<uint32_t> slot = OpenSlot(offset, handle.generation, &taken);
-  if (!slot.ok()) return slot.status();
-  absl::StatusOr<uint64_t> length = CheckedLength(handle);
-  absl::Status status = length.status();
-  if (status.ok()) status = range_->EnsureMapped(offset, *length);
-  if (!status.ok()) {
-    (void)ReleaseSlot(*slot, offset, /*owned=*/false);  // there is nothing to free
+  uint32_t slot;
+  if (status = OpenSlot(mine, offset, handle.generation, &slot, takes ? &taken : nullptr);
+      !status.ok()) {
     return status;
   }
-  slots_.Mine().CountOpen();
-  return Opened{Held(*slot, /*owned=*/false), offset, *length};
+  opened->held = Held(slot, /*owned=*/false);
+  opened->offset = offset;
+  opened->length = known_length;
+  if (known_length == 0) {
+    const absl::StatusOr<uint64_t> length = CheckedLength(handle);
+    status = length.status();
+    if (status.ok()) status = range_->EnsureMapped(offset, *length);
+    if (!status.ok()) {
+      (void)ReleaseSlot(slot, offset, /*owned=*/false);  // there is nothing to free
+      return status;
+    }
+    opened->length = *length;
+  }
+  mine.CountOpen();
+  return absl::OkStatus();
 }
 
 absl::StatusOr<Held> References::OpenAgain(PoolOffset offset) {
   const BlockWord word(range_->WordOf(GranuleOf(offset)).load(std::memory_order_acquire));
-  absl::StatusOr<uint32_t> slot = OpenSlot(offset, word.generation(), /*taken=*/nullptr);
-  if (slot.ok()) return Held(*slot, /*owned=*/false);
-  if (!absl::IsNotFound(slot.status())) return slot.status();
+  uint32_t slot;
+  const absl::Status opened =
+      OpenSlot(slots_.Mine(), offset, word.generation(), &slot, /*taken=*/nullptr);
+  if (opened.ok()) return Held(slot, /*owned=*/false);
+  if (!absl::IsNotFound(opened)) return opened;
   return absl::DataLossError("the block table was written over");  // we hold the block
 }
 
-References::Dropped References::Release(Held held, PoolOffset offset) {
-  return ReleaseSlot(held.slot(), offset, held.owned());
+uint32_t References::OthersOf(PoolOffset offset) const {
+  // acquire: pairs with the release of those who let go, whose use of the block is over.
+  const BlockWord word(range_->WordOf(GranuleOf(offset)).load(std::memory_order_acquire));
+  // Less than one is not what an honest process leaves there.
+  return word.refs() <= 1 ? 0 : word.refs() - 1;
 }
 
-References::Dropped References::ReleaseSlot(uint32_t slot, PoolOffset offset, bool owned) {
-  if (any_untaken_.load(std::memory_order_relaxed) && DeferRelease(slot)) return Dropped::kNothing;
-  const GranuleId granule = GranuleOf(offset);
-  layout::BlockTable& table = range_->TableOf(ArenaOf(granule));
-  layout::SharedWord& shared = layout::WordOf(table, granule);
-  layout::BeginRelease(SlotAt(slot), granule);
-  return AfterRelease(layout::ReleaseBlock(SlotAt(slot), shared, granule), slot, offset, owned);
-}
-
-References::Dropped References::AfterRelease(ReleaseResult released, uint32_t slot,
-                                             PoolOffset offset, bool owned) {
+References::Dropped References::AfterOtherRelease(ReleaseResult released, uint32_t slot,
+                                                  PoolOffset offset, bool owned) {
   if (released == ReleaseResult::kFrozen) {
     Enlist({.slot = slot, .offset = offset, .owned = owned});
     return Dropped::kNothing;
@@ -241,16 +210,12 @@ References::Dropped References::AfterRelease(ReleaseResult released, uint32_t sl
   const GranuleId granule = GranuleOf(offset);
   layout::BlockTable& table = range_->TableOf(ArenaOf(granule));
   if (released == ReleaseResult::kFreed && !owned) layout::SetHint(table, PageOf(granule));
-  // Before the block is reused, so that the slot cannot be taken for its next life.
   layout::FreeSlot(SlotAt(slot));
   SlotStocks::Stock& mine = slots_.Mine();
   slots_.Give(mine, slot);
   mine.CountRelease();
-  if (!owned) return Dropped::kNothing;
-  if (released == ReleaseResult::kFreed && layout::CollectBlock(layout::WordOf(table, granule))) {
-    return Dropped::kFreeBlock;
-  }
-  cache_->LetGo(offset);
+  // Others have it; or, freed at the largest generation, nobody ever will again.
+  if (owned) cache_->LetGo(offset);
   return Dropped::kNothing;
 }
 
@@ -289,9 +254,7 @@ absl::Status References::Send(Held held, PoolOffset offset) {
     }
   }
   slots_.Mine().CountSend();
-  // From here on the block's life is that of its references.
-  if (held.owned()) cache_->LetGo(offset);
-  EnlistTransit({.slot = held.slot(), .offset = offset});
+  EnlistTransit({.slot = held.slot(), .offset = offset, .owned = held.owned()});
   return absl::OkStatus();
 }
 
@@ -299,20 +262,16 @@ absl::Status References::SendPrivate(PoolOffset offset, uint64_t length) {
   const GranuleId granule = GranuleOf(offset);
   layout::SharedWord& shared = range_->WordOf(granule);
   SlotStocks::Stock& mine = slots_.Mine();
-  absl::StatusOr<uint32_t> slot = NewSlot(mine);
-  if (!slot.ok()) return slot.status();
+  const uint32_t slot = slots_.Take(mine);
+  if (slot == SlotStocks::kNoSlot) return NoSlot();
   StoreLength(offset, length);
   uint64_t bits = shared.load(std::memory_order_acquire);
   for (;;) {
     const BlockWord word(bits);
-    if (!word.is_private()) {
-      layout::FreeSlot(SlotAt(*slot));
-      slots_.Give(mine, *slot);
-      return WrittenOver(granule, word, "is not private although this process owns it");
-    }
+    if (!word.is_private()) return NotPrivate(mine, slot, granule, word);
     SPANPOOL_STEP("send.10a");
-    SlotAt(*slot).store(Slot::Transit(granule, word.next_send_number()).bits(),
-                        std::memory_order_release);
+    SlotAt(slot).store(Slot::Transit(granule, word.next_send_number()).bits(),
+                       std::memory_order_release);
     SPANPOOL_STEP("send.10b");
     if (shared.compare_exchange_weak(bits, word.Shared().Sent().bits(), std::memory_order_acq_rel,
                                      std::memory_order_acquire)) {
@@ -320,15 +279,14 @@ absl::Status References::SendPrivate(PoolOffset offset, uint64_t length) {
     }
   }
   mine.CountSend();
-  cache_->LetGo(offset);
-  EnlistTransit({.slot = *slot, .offset = offset});
+  EnlistTransit({.slot = slot, .offset = offset, .owned = true});
   return absl::OkStatus();
 }
 
 absl::StatusOr<References::Opened> References::TakeBack(const HandleBits& handle) {
   const absl::Status not_there = absl::NotFoundError(
       "the handle is not under way from this process: it was opened, or never sent");
-  if (absl::Status valid = CheckHandle(handle); !valid.ok()) return valid;
+  if (!IsPossible(handle)) return WhyImpossible(handle);
   const PoolOffset offset = handle.offset();
   const GranuleId granule = handle.granule;
   if (!range_->IsMapped(ArenaOf(offset))) return not_there;
@@ -341,12 +299,13 @@ absl::StatusOr<References::Opened> References::TakeBack(const HandleBits& handle
   if (mine == end) return not_there;
   // What the receiver would do. The slot that was in transit is released as if it had.
   bool taken = false;
-  absl::StatusOr<uint32_t> slot = OpenSlot(offset, handle.generation, &taken);
-  if (absl::IsNotFound(slot.status())) return not_there;
-  if (!slot.ok()) return slot.status();
+  uint32_t slot;
+  const absl::Status opened = OpenSlot(slots_.Mine(), offset, handle.generation, &slot, &taken);
+  if (absl::IsNotFound(opened)) return not_there;
+  if (!opened.ok()) return opened;
   absl::StatusOr<uint64_t> length = CheckedLength(handle);
-  if (taken && length.ok()) return Opened{Held(*slot, /*owned=*/false), offset, *length};
-  (void)ReleaseSlot(*slot, offset, /*owned=*/false);
+  if (taken && length.ok()) return Opened{Held(slot, /*owned=*/false), offset, *length};
+  (void)ReleaseSlot(slot, offset, /*owned=*/false);
   return taken ? length.status() : not_there;
 }
 
@@ -365,7 +324,6 @@ void References::Retarget(const Transit& transit, const TransitNote& note) {
 
 void References::EndTransit(const Transit& transit) {
   slots_.Mine().CountSend();
-  if (transit.owned) cache_->LetGo(transit.offset);
   EnlistTransit(transit);
 }
 
@@ -435,11 +393,11 @@ bool References::FinishLocked(Pending* pending, ReleaseResult* released) {
     pending->taken = false;
     layout::BeginRelease(own, granule);
   }
-  *released = layout::ReleaseBlock(own, shared, granule);
+  *released = layout::ReleaseBlock(own, shared, granule, /*collects=*/pending->owned);
   return *released != ReleaseResult::kFrozen;
 }
 
-std::vector<PoolOffset> References::SettleSome(size_t most_transits) {
+References::Freed References::SettleSome(size_t most_transits) {
   struct Finished {
     Pending pending;
     ReleaseResult released;
@@ -462,7 +420,7 @@ std::vector<PoolOffset> References::SettleSome(size_t most_transits) {
     transits_.erase(transits_.begin(), transits_.begin() + static_cast<ptrdiff_t>(count));
     if (pending_.empty() || transits_.empty()) NoteWaitingLocked();
   }
-  std::vector<PoolOffset> to_free;
+  Freed to_free;
   for (const Finished& each : finished) {
     if (AfterRelease(each.released, each.pending.slot, each.pending.offset, each.pending.owned) ==
         Dropped::kFreeBlock) {
@@ -473,12 +431,19 @@ std::vector<PoolOffset> References::SettleSome(size_t most_transits) {
   const auto gone = std::partition(transits.begin(), transits.end(),
                                    [this](const Transit& each) { return IsUnderWay(each); });
   if (gone != transits.begin()) {
+    if (most_transits == SIZE_MAX) {
+      for (auto each = transits.begin(); each != gone; ++each) {
+        if (std::exchange(each->owned, false)) cache_->LetGo(each->offset);
+      }
+    }
     RankedMutexLock lock(&mu_);
     transits_.insert(transits_.end(), transits.begin(), gone);
     NoteWaitingLocked();
   }
   for (auto each = gone; each != transits.end(); ++each) {
-    (void)ReleaseSlot(each->slot, each->offset, /*owned=*/false);
+    if (ReleaseSlot(each->slot, each->offset, each->owned) == Dropped::kFreeBlock) {
+      to_free.push_back(each->offset);
+    }
   }
   return to_free;
 }

@@ -7,7 +7,8 @@
 //
 //   share    slot := HELD, then word private → 1 reference                               rule 1
 //   open     slot := ACQUIRING, word + 1, slot ACQUIRING → HELD                          rule 2
-//   release  slot := RELEASING, word - 1 (FREED at zero), slot := FREE                   rule 3
+//   release  slot := RELEASING, word - 1 (FREED at zero; or private again, if this      rule 3
+//            process has the span), slot := FREE
 //   send     slot := TRANSIT under a number, then the word says SENT under that number   rule 10
 //
 // Every Buffer that shares, opens or sends has a reference of its own, also when the process holds
@@ -25,13 +26,16 @@
 #ifndef SPANPOOL_CLIENT_REFERENCES_H_
 #define SPANPOOL_CLIENT_REFERENCES_H_
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <deque>
 #include <optional>
 #include <vector>
 
+#include "absl/base/optimization.h"
 #include "absl/base/thread_annotations.h"
+#include "absl/container/inlined_vector.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "allocator/lock_rank.h"
@@ -39,10 +43,13 @@
 #include "client/address_range.h"
 #include "client/session_cache.h"
 #include "client/slot_stocks.h"
+#include "proto/layout/block_table.h"
+#include "proto/layout/block_word.h"
 #include "proto/layout/handle_bits.h"
 #include "proto/layout/reference_protocol.h"
 #include "proto/layout/session_segment.h"
 #include "proto/layout/slot.h"
+#include "proto/layout/step.h"
 
 namespace spanpool::internal {
 
@@ -52,7 +59,7 @@ class Held {
   // `owned`: the block is out of a span that this session has on loan, and in the user's hands, so
   // that it is this process's to free.
   Held(uint32_t slot, bool owned) : bits_(uintptr_t{slot} << 2 | uintptr_t{owned} << 1 | 1) {}
-  // Requires that `bits` are those of a Held.
+  // Requires that `bits` are those of a Held; or 0, for one to be assigned to.
   explicit Held(uintptr_t bits) : bits_(bits) {}
 
   uintptr_t bits() const { return bits_; }  // always odd
@@ -74,6 +81,8 @@ struct TransitNote {
 struct Transit {
   uint32_t slot = 0;
   PoolOffset offset;
+  // As of a Held: when it has arrived and its receiver has let go, the block is free here at once,
+  // without a sweep. Until then it keeps its span; so one that is under way for long gives this up.
   bool owned = false;
   // The block that its entry is in, if that is a shared one: once it is freed, nothing in it is
   // under way.
@@ -93,17 +102,22 @@ class References {
   References& operator=(const References&) = delete;
 
   // Shares a private block, which the caller holds and whose first `length` bytes are of interest.
+  // Sets the reference's Held and handle.
   //   FAILED_PRECONDITION  the block word is not private: some process wrote over it
   //   RESOURCE_EXHAUSTED   no slot is free
-  absl::StatusOr<Held> Share(PoolOffset offset, uint64_t length);
+  absl::Status Share(PoolOffset offset, uint64_t length, Held* held, layout::HandleBits* handle);
 
   // The handle of a shared block; `length` is what was shared or opened.
-  layout::HandleBits HandleOf(PoolOffset offset, uint64_t length) const;
+  layout::HandleBits HandleOf(PoolOffset offset, uint64_t length) const {
+    // It does not change while the caller holds the block.
+    const uint64_t bits = range_->WordOf(GranuleOf(offset)).load(std::memory_order_relaxed);
+    return HandleOf(offset, length, layout::BlockWord(bits));
+  }
 
   struct Opened {
-    Held held;
+    Held held = Held(0);
     PoolOffset offset;
-    uint64_t length;
+    uint64_t length = 0;
   };
   //   INVALID_ARGUMENT     the handle was never given out by a pool
   //   FAILED_PRECONDITION  it is of another pool, or of this one before it was lost
@@ -111,11 +125,15 @@ class References {
   //   RESOURCE_EXHAUSTED   no slot is free, or the block has 15,383 references
   //   UNAVAILABLE          the block is being recounted after a death; try again
   //   DATA_LOSS            the block table was written over
-  absl::StatusOr<Opened> Open(const layout::HandleBits& handle);
+  // `takes`: a reference that is under way becomes this one; otherwise it stays under way.
+  absl::Status Open(const layout::HandleBits& handle, Opened* opened, bool takes = true);
 
   // One more reference to a block that the caller holds one to. What is under way stays so.
   // RESOURCE_EXHAUSTED, UNAVAILABLE, DATA_LOSS: as Open.
   absl::StatusOr<Held> OpenAgain(PoolOffset offset);
+
+  // How many references to a block there are besides one that the caller holds.
+  uint32_t OthersOf(PoolOffset offset) const;
 
   enum class Dropped {
     kNothing,    // others have it, or it lives on elsewhere
@@ -157,9 +175,10 @@ class References {
 
   // Finishes releases that met a frozen word, and releases what was sent and has arrived. Returns
   // blocks that are the caller's to free.
-  std::vector<PoolOffset> Settle() { return any_waiting() ? SettleSome(SIZE_MAX) : Nothing(); }
+  using Freed = absl::InlinedVector<PoolOffset, 4>;
+  Freed Settle() { return any_waiting() ? SettleSome(SIZE_MAX) : Freed(); }
   // The same, for who is in a hurry: looks at a few.
-  std::vector<PoolOffset> SettleFew() { return any_waiting() ? SettleSome(2) : Nothing(); }
+  Freed SettleFew() { return any_waiting() ? SettleSome(2) : Freed(); }
   // Whether Settle may have something to do.
   bool any_waiting() const { return any_waiting_.load(std::memory_order_relaxed); }
 
@@ -170,6 +189,8 @@ class References {
 
   // What all threads did.
   SlotStocks::Counts counts() { return slots_.counts(); }
+  // Where each thread counts owners of the session.
+  SlotStocks& slots() { return slots_; }
   // Slots that are not FREE.
   uint32_t slots_in_use();
 
@@ -185,20 +206,46 @@ class References {
     bool then_release = false;
   };
 
-  static std::vector<PoolOffset> Nothing() { return {}; }
   layout::SharedSlot& SlotAt(uint32_t slot) { return slot_words_[slot]; }
-  absl::StatusOr<uint32_t> NewSlot(SlotStocks::Stock& mine);
+  static absl::Status NoSlot();
+  // `slot`, which was to share the block, is given back; says why.
+  absl::Status NotPrivate(SlotStocks::Stock& mine, uint32_t slot, GranuleId granule,
+                          layout::BlockWord word);
 
+  layout::HandleBits HandleOf(PoolOffset offset, uint64_t length, layout::BlockWord word) const {
+    layout::HandleBits handle;
+    handle.incarnation = incarnation_;
+    handle.granule = GranuleOf(offset);
+    handle.start = static_cast<uint32_t>(offset.value() % kGranuleBytes);
+    handle.length = length > layout::kMaxHandleLength ? 0 : static_cast<uint32_t>(length);
+    handle.generation = word.generation();
+    return handle;
+  }
   // Stores the length where openers find it, if it does not travel in the handle.
-  void StoreLength(PoolOffset offset, uint64_t length);
-  absl::Status CheckHandle(const layout::HandleBits& handle) const;
+  void StoreLength(PoolOffset offset, uint64_t length) {
+    if (length > layout::kMaxHandleLength) StoreLongLength(offset, length);
+  }
+  void StoreLongLength(PoolOffset offset, uint64_t length);
+  bool IsPossible(const layout::HandleBits& handle) const {
+    return handle.incarnation == incarnation_ && handle.length <= layout::kMaxHandleLength &&
+           (handle.length != 0 || OffsetOf(handle.granule).value() % kPageBytes == 0) &&
+           range_->Covers(handle.offset(), std::max<uint64_t>(handle.length, 1));
+  }
+  // Of one that is not possible.
+  absl::Status WhyImpossible(const layout::HandleBits& handle) const;
   absl::StatusOr<uint64_t> CheckedLength(const layout::HandleBits& handle);
   // Rule 2, and with `taken` also 10e: whether it got a reference that was under way. Waits a
   // little while the word is frozen.
-  absl::StatusOr<uint32_t> OpenSlot(PoolOffset offset, uint64_t generation, bool* taken);
+  absl::Status OpenSlot(SlotStocks::Stock& mine, PoolOffset offset, uint64_t generation,
+                        uint32_t* slot, bool* taken);
+  // The rest of OpenSlot, after a first try that did not give the whole of what was asked for.
+  absl::Status OpenSlotSlowly(SlotStocks::Stock& mine, PoolOffset offset, uint64_t generation,
+                              layout::Opening opening, uint32_t slot, bool* taken);
   Dropped ReleaseSlot(uint32_t slot, PoolOffset offset, bool owned);
   Dropped AfterRelease(layout::ReleaseResult released, uint32_t slot, PoolOffset offset,
                        bool owned);
+  Dropped AfterOtherRelease(layout::ReleaseResult released, uint32_t slot, PoolOffset offset,
+                            bool owned);
   void Enlist(const Pending& pending) ABSL_LOCKS_EXCLUDED(mu_);
   void EnlistTransit(const Transit& transit) ABSL_LOCKS_EXCLUDED(mu_);
   // The slot's open has a Pending with `taken`: it is finished, or will be before the release.
@@ -208,7 +255,8 @@ class References {
   // True if nothing is left to do but, unless `released` is kFrozen, what follows a release.
   bool FinishLocked(Pending* pending, layout::ReleaseResult* released)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  std::vector<PoolOffset> SettleSome(size_t most_transits) ABSL_LOCKS_EXCLUDED(mu_);
+  // If it looks at all transits: blocks of those still under way no longer keep their spans here.
+  Freed SettleSome(size_t most_transits) ABSL_LOCKS_EXCLUDED(mu_);
   void NoteWaitingLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // Constant after construction.
@@ -226,6 +274,81 @@ class References {
   std::atomic<bool> any_waiting_{false};
   std::atomic<bool> any_untaken_{false};  // a Pending with `taken`
 };
+
+// Inline: what a hand-over consists of.
+
+inline absl::Status References::Share(PoolOffset offset, uint64_t length, Held* held,
+                                      layout::HandleBits* handle) {
+  const GranuleId granule = GranuleOf(offset);
+  layout::SharedWord& shared = range_->WordOf(granule);
+  SlotStocks::Stock& mine = slots_.Mine();
+  const uint32_t slot = slots_.Take(mine);
+  if (ABSL_PREDICT_FALSE(slot == SlotStocks::kNoSlot)) return NoSlot();
+  StoreLength(offset, length);
+  // If this process dies before the word is changed, refs 0 proves the slot uncounted.
+  SPANPOOL_STEP("share.1a");
+  SlotAt(slot).store(layout::Slot(layout::SlotState::kHeld, granule).bits(),
+                     std::memory_order_release);
+  uint64_t bits = shared.load(std::memory_order_acquire);
+  do {
+    if (ABSL_PREDICT_FALSE(!layout::BlockWord(bits).is_private())) {
+      return NotPrivate(mine, slot, granule, layout::BlockWord(bits));
+    }
+    SPANPOOL_STEP("share.1b");
+    // release: what was written to the block comes before; pairs with the acquire of openers.
+  } while (!shared.compare_exchange_weak(bits, layout::BlockWord(bits).Shared().bits(),
+                                         std::memory_order_acq_rel, std::memory_order_acquire));
+  mine.CountShare();
+  *held = Held(slot, /*owned=*/true);
+  *handle = HandleOf(offset, length, layout::BlockWord(bits));
+  return absl::OkStatus();
+}
+
+inline absl::Status References::OpenSlot(SlotStocks::Stock& mine, PoolOffset offset,
+                                         uint64_t generation, uint32_t* slot, bool* taken) {
+  const GranuleId granule = GranuleOf(offset);
+  layout::SharedWord& shared = range_->WordOf(granule);
+  *slot = slots_.Take(mine);
+  if (ABSL_PREDICT_FALSE(*slot == SlotStocks::kNoSlot)) return NoSlot();
+  const layout::Opening opening =
+      layout::OpenBlock(SlotAt(*slot), shared, granule, generation, layout::kMaxClientRefs);
+  if (ABSL_PREDICT_TRUE(opening.result == layout::OpenResult::kOpened &&
+                        (taken == nullptr || !opening.counted.sent()))) {
+    return absl::OkStatus();
+  }
+  return OpenSlotSlowly(mine, offset, generation, opening, *slot, taken);
+}
+
+inline References::Dropped References::ReleaseSlot(uint32_t slot, PoolOffset offset, bool owned) {
+  if (ABSL_PREDICT_FALSE(any_untaken_.load(std::memory_order_relaxed)) && DeferRelease(slot)) {
+    return Dropped::kNothing;
+  }
+  const GranuleId granule = GranuleOf(offset);
+  layout::SharedWord& shared = range_->WordOf(granule);
+  layout::SharedSlot& own = SlotAt(slot);
+  layout::PrefetchForChange(shared);
+  layout::BeginRelease(own, granule);
+  return AfterRelease(layout::ReleaseBlock(own, shared, granule, /*collects=*/owned), slot, offset,
+                      owned);
+}
+
+inline References::Dropped References::Release(Held held, PoolOffset offset) {
+  return ReleaseSlot(held.slot(), offset, held.owned());
+}
+
+inline References::Dropped References::AfterRelease(layout::ReleaseResult released, uint32_t slot,
+                                                    PoolOffset offset, bool owned) {
+  const bool simple = released == layout::ReleaseResult::kCollected ||
+                      (!owned && (released == layout::ReleaseResult::kLivesOn ||
+                                  released == layout::ReleaseResult::kNone));
+  if (ABSL_PREDICT_FALSE(!simple)) return AfterOtherRelease(released, slot, offset, owned);
+  // Before the block is reused, so that the slot cannot be taken for its next life.
+  layout::FreeSlot(SlotAt(slot));
+  SlotStocks::Stock& mine = slots_.Mine();
+  slots_.Give(mine, slot);
+  mine.CountRelease();
+  return owned ? Dropped::kFreeBlock : Dropped::kNothing;
+}
 
 }  // namespace spanpool::internal
 

@@ -365,7 +365,11 @@ bool RpcConnection::RunUntil(const absl::Condition& done, absl::Time deadline) {
     }
     if (!ended_.ok()) return false;
     const absl::Duration left = deadline - absl::Now();
-    if (left <= absl::ZeroDuration()) return false;
+    if (left <= absl::ZeroDuration()) {
+      // Who was stopped for long may find that what he waited for has come in time.
+      RunOnce();
+      return done.Eval();
+    }
     pollfd ready{socket_.get(), static_cast<short>(has_output() ? POLLIN | POLLOUT : POLLIN), 0};
     const timespec wait = absl::ToTimespec(left);
     ++readers_;

@@ -22,7 +22,7 @@ Session::Session(SessionCore* core) : core_(core), resource_(internal::NewMemory
 Session::~Session() {
   if (core_->abandoned()) return;
   core_->SetSession(nullptr);
-  core_->Unref();
+  core_->Close();
 }
 
 absl::StatusOr<Buffer> Session::Allocate(size_t bytes, const AllocateOptions& options) {

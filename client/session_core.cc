@@ -10,12 +10,15 @@
 #include <optional>
 #include <utility>
 
+#include "absl/base/optimization.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "allocator/check.h"
 #include "allocator/size_classes.h"
+#include "allocator/units.h"
 #include "client/cache_class.h"
+#include "proto/layout/handle_bits.h"
 #include "spanpool/thread_cache.h"
 
 namespace spanpool::internal {
@@ -32,6 +35,25 @@ constexpr absl::Duration kQuietInterval = absl::Seconds(1);
 // How long what was sent is left alone before it is looked at again.
 constexpr absl::Duration kFirstSettlePause = absl::Milliseconds(1);
 constexpr absl::Duration kLongestSettlePause = absl::Seconds(1);
+
+// The byte offsets of stacks, by IndexOfSize, for allocations with the default alignment.
+constexpr size_t kAlignedTo = AllocateOptions().alignment;
+struct AlignedStacks {
+  uint16_t offset[kInlineSizes] = {};
+};
+constexpr AlignedStacks MakeAlignedStacks() {
+  AlignedStacks stacks;
+  for (size_t i = 1; i < kInlineSizes; ++i) {
+    const size_t bytes = SizeOfIndex(i);
+    const SizeClass size_class = SizeClassFor(bytes, kAlignedTo);
+    const CacheClass c = size_class != kLargeSizeClass
+                             ? CacheClassOf(SpanClass(size_class, /*noscan=*/true))
+                             : CacheClassOf(StepFor(PagesFor(bytes)), /*noscan=*/true);
+    stacks.offset[i] = static_cast<uint16_t>(StackIndexOf(c) * sizeof(Stack));
+  }
+  return stacks;
+}
+constexpr AlignedStacks kAlignedStacks = MakeAlignedStacks();
 
 constexpr absl::Duration kFirstPause = absl::Milliseconds(1);
 constexpr absl::Duration kLongestPause = absl::Milliseconds(50);
@@ -99,12 +121,13 @@ absl::Status SessionCore::Init(const layout::UniqueFd& session_segment) {
     source_->SetNoticeCallback([this] { WakeHousekeeper(); });
     housekeeper_ = std::make_unique<Housekeeper>([this] { return KeepHouse(absl::Now()); },
                                                  source_->notice_fd());
+    housekeeper_->Start();
   }
   return absl::OkStatus();
 }
 
 SessionCore::~SessionCore() {
-  housekeeper_.reset();
+  if (housekeeper_ != nullptr) housekeeper_->Stop();
   threads_.reset();
   if (references_ != nullptr) {
     // Slots before spans, spans before the end. If the daemon is gone, or a word is frozen, the end
@@ -114,6 +137,13 @@ SessionCore::~SessionCore() {
     if (status.ok()) (void)source_->Detach();
   }
   if (segment_ != nullptr) munmap(segment_, layout::kSessionSegmentBytes);
+}
+
+void SessionCore::Close() {
+  // Until now the caller was an owner, so the sum did not matter. It wraps as owners_ does.
+  owners_.fetch_add(static_cast<uint64_t>(references_->slots().GatherOwners()),
+                    std::memory_order_relaxed);
+  Unref();
 }
 
 bool SessionCore::TryRef() {
@@ -207,6 +237,21 @@ absl::StatusOr<void*> SessionCore::AllocateBlock(size_t bytes, size_t alignment,
 }
 
 absl::StatusOr<Buffer> SessionCore::Allocate(size_t bytes, const AllocateOptions& options) {
+  if (ABSL_PREDICT_TRUE(bytes - 1 < kInlineBytes && options.alignment == kAlignedTo &&
+                        options.kind == BlockKind::kNoscan && !options.zeroed)) {
+    // In a forked child, and in a session that may not write, there is nothing in the stacks.
+    void* const block = Pop(hot_cache, &ThreadCache::core, static_cast<const SessionLife*>(this),
+                            kAlignedStacks.offset[IndexOfSize(bytes)]);
+    if (ABSL_PREDICT_TRUE(block != nullptr)) {
+      NoteTaken(block);
+      AddOwner();
+      return Buffer(this, /*holding=*/0, block, bytes);
+    }
+  }
+  return AllocateSlowly(bytes, options);
+}
+
+absl::StatusOr<Buffer> SessionCore::AllocateSlowly(size_t bytes, const AllocateOptions& options) {
   if (abandoned()) return InChild();
   if (!writable_) {
     return absl::PermissionDeniedError(
@@ -221,7 +266,7 @@ absl::StatusOr<Buffer> SessionCore::Allocate(size_t bytes, const AllocateOptions
       AllocateBlock(bytes, options.alignment, options.kind == BlockKind::kNoscan, options.timeout);
   if (!block.ok()) return block.status();
   if (options.zeroed) std::memset(*block, 0, bytes);
-  Ref();
+  AddOwner();
   return Buffer(this, /*holding=*/0, *block, bytes);
 }
 
@@ -297,8 +342,7 @@ void SessionCore::FreeBlock(void* data) {
   FreeNoted(data, call_site);
 }
 
-void SessionCore::FreeSettled(bool all) {
-  if (!references_->any_waiting()) return;
+void SessionCore::FreeSettledSome(bool all) {
   for (const PoolOffset offset : all ? references_->Settle() : references_->SettleFew()) {
     FreeBlock(range_->PointerTo(offset));
   }
@@ -379,22 +423,46 @@ size_t SessionCore::UsableSize(const void* block) const {
 
 absl::StatusOr<Buffer> SessionCore::Open(const Handle& handle) {
   if (abandoned()) return InChild();
-  return BufferOf(references_->Open(layout::HandleBits::Unpack(handle.bits[0], handle.bits[1])));
+  References::Opened opened;
+  absl::Status status =
+      references_->Open(layout::HandleBits::Unpack(handle.bits[0], handle.bits[1]), &opened);
+  if (ABSL_PREDICT_FALSE(!status.ok())) return status;
+  return BufferOf(opened);
 }
 
 absl::StatusOr<Buffer> SessionCore::TakeBack(const Handle& handle) {
   if (abandoned()) return InChild();
-  return BufferOf(
-      references_->TakeBack(layout::HandleBits::Unpack(handle.bits[0], handle.bits[1])));
-}
-
-absl::StatusOr<Buffer> SessionCore::BufferOf(const absl::StatusOr<References::Opened>& opened) {
+  const absl::StatusOr<References::Opened> opened =
+      references_->TakeBack(layout::HandleBits::Unpack(handle.bits[0], handle.bits[1]));
   if (!opened.ok()) return opened.status();
-  Ref();
-  return Buffer(this, opened->held.bits(), range_->PointerTo(opened->offset), opened->length);
+  return BufferOf(*opened);
 }
 
-absl::Status SessionCore::CheckShareable(const void* data) const {
+absl::StatusOr<Buffer> SessionCore::OpenNamed(const Handle& handle) {
+  if (abandoned()) return InChild();
+  References::Opened opened;
+  absl::Status status = references_->Open(
+      layout::HandleBits::Unpack(handle.bits[0], handle.bits[1]), &opened, /*takes=*/false);
+  if (!status.ok()) return status;
+  return BufferOf(opened);
+}
+
+absl::StatusOr<Handle> SessionCore::HandleToPublish(const Buffer& buffer) {
+  if (buffer.core_ == nullptr) return absl::FailedPreconditionError("the buffer is empty");
+  if ((buffer.holding_.load(std::memory_order_acquire) & 1) != 0) {
+    return buffer.core_->HandleOf(buffer.data_, buffer.size_);
+  }
+  // Owners of one block agree on who shares it.
+  return buffer.Ref().Share();
+}
+
+Buffer SessionCore::BufferOf(const References::Opened& opened) {
+  AddOwner();
+  return Buffer(this, opened.held.bits(), range_->PointerTo(opened.offset), opened.length);
+}
+
+absl::Status SessionCore::CheckShareable(const void* data, uint64_t length) const {
+  if (length >= kMinSharedBytes) return absl::OkStatus();
   const ClientSpan* const span = pages_->SpanOf(PageOf(range_->OffsetOf(data)));
   if (span->block_bytes >= kMinSharedBytes) return absl::OkStatus();
   return absl::FailedPreconditionError(
@@ -402,11 +470,16 @@ absl::Status SessionCore::CheckShareable(const void* data) const {
                    kMinSharedBytes, " bytes and more can be shared; allocate with alignment 64"));
 }
 
-absl::StatusOr<Held> SessionCore::Share(void* data, uint64_t length) {
+absl::Status SessionCore::Share(void* data, uint64_t length, uintptr_t* holding, Handle* handle) {
   if (abandoned()) return InChild();
-  if (absl::Status status = CheckShareable(data); !status.ok()) return status;
+  if (absl::Status status = CheckShareable(data, length); !status.ok()) return status;
   FreeSettled(/*all=*/false);
-  return references_->Share(range_->OffsetOf(data), length);
+  Held held(0);
+  layout::HandleBits bits;
+  absl::Status shared = references_->Share(range_->OffsetOf(data), length, &held, &bits);
+  *holding = held.bits();
+  *handle = Handle{{bits.low(), bits.high()}};
+  return shared;
 }
 
 absl::StatusOr<Handle> SessionCore::HandleOf(void* data, uint64_t length) const {
@@ -418,6 +491,12 @@ absl::StatusOr<Handle> SessionCore::HandleOf(void* data, uint64_t length) const 
 absl::StatusOr<Held> SessionCore::OpenAgain(void* data) {
   if (abandoned()) return InChild();
   return references_->OpenAgain(range_->OffsetOf(data));
+}
+
+uint32_t SessionCore::OthersOf(void* data) {
+  if (abandoned()) return 0;
+  FreeSettled(/*all=*/true);
+  return references_->OthersOf(range_->OffsetOf(data));
 }
 
 void SessionCore::DropExtra(Held held, void* data) {
@@ -435,7 +514,7 @@ absl::Status SessionCore::Send(Held held, void* data) {
 
 absl::Status SessionCore::SendPrivate(void* data, uint64_t length) {
   if (abandoned()) return InChild();
-  if (absl::Status status = CheckShareable(data); !status.ok()) return status;
+  if (absl::Status status = CheckShareable(data, length); !status.ok()) return status;
   FreeSettled(/*all=*/false);
   absl::Status sent = references_->SendPrivate(range_->OffsetOf(data), length);
   if (sent.ok()) NoteSent();
@@ -454,7 +533,7 @@ void SessionCore::Release(uintptr_t holding, void* data) {
                           References::Dropped::kFreeBlock) {
     FreeBlock(data);
   }
-  Unref();
+  DropOwner();
 }
 
 absl::StatusOr<SessionCore::Outgoing> SessionCore::BeginTransit(Buffer* buffer) {
@@ -475,7 +554,7 @@ absl::StatusOr<SessionCore::Outgoing> SessionCore::BeginTransit(Buffer* buffer) 
   absl::StatusOr<Held> own = OpenAgain(data);
   if (!own.ok()) return own.status();
   outgoing.transit = references_->TransitOf(*own, range_->OffsetOf(data));
-  Ref();
+  AddOwner();
   *buffer = Buffer();
   return outgoing;
 }
@@ -488,7 +567,7 @@ void SessionCore::EndTransit(const Outgoing& outgoing) {
   references_->EndTransit(outgoing.transit);
   FreeSettled(/*all=*/false);
   NoteSent();
-  Unref();
+  DropOwner();
 }
 
 Buffer SessionCore::CancelTransit(const Outgoing& outgoing) {

@@ -1,7 +1,7 @@
 // All of a session but its way to the daemon: what Session and Buffer are handles to.
 //
 // It joins the parts: the address range, the page map, the session cache, the threads' stacks and
-// the references. It is counted by the Session and by each Buffer; the last one to go returns every
+// the references. The Session and each Buffer are its owners; the last one to go returns every
 // span, frees every slot and detaches.
 //
 // In a forked child it is abandoned: nothing of it is touched or freed, since its locks and its
@@ -23,9 +23,11 @@
 #include "client/address_range.h"
 #include "client/housekeeper.h"
 #include "client/misuse.h"
+#include "client/name_source.h"
 #include "client/page_map.h"
 #include "client/references.h"
 #include "client/session_cache.h"
+#include "client/slot_stocks.h"
 #include "client/span_source.h"
 #include "client/thread_caches.h"
 #include "proto/layout/packet.h"
@@ -51,18 +53,30 @@ struct PoolFacts {
 
 class SessionCore final : public SessionLife {
  public:
-  // One reference, the caller's.
+  // One owner, the caller: to end with Close(), or passed on to NewSession.
   //   RESOURCE_EXHAUSTED  no room in the address space
   //   INTERNAL            the daemon sent facts that cannot be
   static absl::StatusOr<SessionCore*> Create(PoolFacts facts, std::unique_ptr<SpanSource> source);
 
-  // A Session that takes over the caller's reference.
+  // A Session that is the owner in the caller's place.
   static std::unique_ptr<Session> NewSession(SessionCore* core);
   static SessionCore* CoreOf(const Session& session);
   // Null for an empty buffer.
   static SessionCore* CoreOf(const Buffer& buffer) { return buffer.core_; }
 
-  void Ref() { owners_.fetch_add(1, std::memory_order_relaxed); }
+  // Owners: the creator; each Buffer; whatever called TryRef. The calls of one kind belong
+  // together, but for Buffers these also count in any thread: see slot_stocks.h.
+  void AddOwner() {
+    SlotStocks& slots = references_->slots();
+    // relaxed: the caller is an owner meanwhile.
+    if (!slots.CountOwner(slots.Mine(), 1)) owners_.fetch_add(1, std::memory_order_relaxed);
+  }
+  void DropOwner() {
+    SlotStocks& slots = references_->slots();
+    if (!slots.CountOwner(slots.Mine(), -1)) Unref();
+  }
+  // The creator's end. Others may be owners yet; the last one ends the session.
+  void Close();
   bool TryRef() override;
   void Unref() override;
   void AbandonInChild() override;
@@ -92,18 +106,29 @@ class SessionCore final : public SessionLife {
   //   UNAVAILABLE  the block is being recounted after a death; try again
   absl::StatusOr<Buffer> TakeBack(const Handle& handle);
 
+  // For names. Null if nobody keeps any.
+  NameSource* names() { return source_->names(); }
+  // As Open, of a handle that was looked up: what was sent with the block stays under way.
+  absl::StatusOr<Buffer> OpenNamed(const Handle& handle);
+  // The handle of the buffer's block, which is shared if it was not. Several threads may call this
+  // for one buffer. Errors as Buffer::Share's.
+  static absl::StatusOr<Handle> HandleToPublish(const Buffer& buffer);
+
   // Buffer's business. `data` is where its block starts; errors are References'.
-  absl::StatusOr<Held> Share(void* data, uint64_t length);
+  absl::Status Share(void* data, uint64_t length, uintptr_t* holding, Handle* handle);
   absl::StatusOr<Handle> HandleOf(void* data, uint64_t length) const;
   absl::StatusOr<Held> OpenAgain(void* data);
   void DropExtra(Held held, void* data);
+  // How many references to the block there are besides the caller's; 0 in a forked child. What this
+  // process sent and has arrived is let go of first.
+  uint32_t OthersOf(void* data);
   absl::Status Send(Held held, void* data);
   absl::Status SendPrivate(void* data, uint64_t length);
   // The end of a Buffer: of one that was the last owner of what it held, a Held's bits or 0; and
   // of one that was not.
   void Release(uintptr_t holding, void* data);
   void LeaveTo() {
-    if (!abandoned()) Unref();
+    if (!abandoned()) DropOwner();
   }
 
   PoolOffset OffsetOf(const void* data) const { return range_->OffsetOf(data); }
@@ -155,11 +180,16 @@ class SessionCore final : public SessionLife {
                                       absl::Duration timeout);
   // The block at `data`, of this session and in the user's hands, goes back.
   void FreeBlock(void* data);
-  absl::StatusOr<Buffer> BufferOf(const absl::StatusOr<References::Opened>& opened);
+  Buffer BufferOf(const References::Opened& opened);
   // Frees what came free while nobody looked; a few references of those that were sent, or all.
-  void FreeSettled(bool all);
+  void FreeSettled(bool all) {
+    if (references_->any_waiting()) FreeSettledSome(all);
+  }
+  void FreeSettledSome(bool all);
   // Whether blocks of the span can be shared.
-  absl::Status CheckShareable(const void* data) const;
+  absl::Status CheckShareable(const void* data, uint64_t length) const;
+  // Allocate, where no thread's stack has what is wanted.
+  absl::StatusOr<Buffer> AllocateSlowly(size_t bytes, const AllocateOptions& options);
   // Has the housekeeper look whether what was sent has arrived.
   void NoteSent();
   // The same, all of it, past the calling thread's stacks, for one that allocates nothing.
@@ -195,6 +225,7 @@ class SessionCore final : public SessionLife {
   absl::Time settle_at_ = absl::InfiniteFuture();
   absl::Time quiet_since_ = absl::InfinitePast();
   uint64_t allocations_seen_ = 0;
+  // Those that are not counted in threads' stocks; the creator is.
   std::atomic<uint64_t> owners_{1};
   std::atomic<bool> abandoned_{false};
 };

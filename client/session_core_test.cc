@@ -42,7 +42,7 @@ class Attached {
   explicit Attached(SessionCore* core) : core_(core) {}
   ~Attached() { Reset(); }
   void Reset() {
-    if (core_ != nullptr) std::exchange(core_, nullptr)->Unref();
+    if (core_ != nullptr) std::exchange(core_, nullptr)->Close();
   }
   SessionCore* operator->() const { return core_; }
   SessionCore* get() const { return core_; }
@@ -1152,8 +1152,10 @@ TEST_F(SharingTest, AReceiverThatDropsTheBlockAtOnceIsNoticed) {
   const Handle handle = *std::move(MustAllocate(a_, 1000)).Send();
   MustOpen(b_, handle) = Buffer();
   EXPECT_EQ(Word(handle).refs(), 1u);
-  EXPECT_TRUE(a_->references().Settle().empty());
-  EXPECT_TRUE(Word(handle).freed());
+  const uint64_t generation = Word(handle).generation();
+  EXPECT_EQ(a_->references().Settle().size(), 1u) << "it is the sender's to free";
+  EXPECT_TRUE(Word(handle).is_private());
+  EXPECT_EQ(Word(handle).generation(), generation + 1);
   ExpectEmptyAfterDetaching();
 }
 
@@ -1241,6 +1243,7 @@ TEST_F(SharingTest, AHandleSentAndOpenedInTheSameProcessIsLetGo) {
 
 TEST_F(SharingTest, WhatIsUnderWayDoesNotKeepASessionFromReturningItsSpans) {
   const Handle handle = *std::move(MustAllocate(a_, 1000)).Send();
+  EXPECT_TRUE(a_->references().Settle().empty()) << "nobody has opened it";
   a_->DrainMyStacks();
   ASSERT_TRUE(a_->cache().Reclaim().ok());
   EXPECT_EQ(a_->cache().bytes_on_loan(), 0u);

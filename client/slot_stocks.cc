@@ -1,8 +1,10 @@
 #include "client/slot_stocks.h"
 
 #include <pthread.h>
+#include <sched.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "absl/container/flat_hash_map.h"
 #include "allocator/check.h"
@@ -40,9 +42,9 @@ struct SlotStocksRegistry {
     *known = SlotStocks::Known();
   }
 
-  // A fork finds the registry whole; in the child every session is the parent's. Handlers run in the
-  // reverse order of their registration before a fork, and a session makes its references before its
-  // thread caches: so theirs runs, and takes its lock of the lower rank, first.
+  // A fork finds the registry whole; in the child every session is the parent's. Handlers run in
+  // the reverse order of their registration before a fork, and a session makes its references
+  // before its thread caches: so theirs runs, and takes its lock of the lower rank, first.
   static void BeforeFork() ABSL_NO_THREAD_SAFETY_ANALYSIS { Get().mu.Lock(); }
   static void AfterForkInParent() ABSL_NO_THREAD_SAFETY_ANALYSIS { Get().mu.Unlock(); }
   static void AfterForkInChild() ABSL_NO_THREAD_SAFETY_ANALYSIS {
@@ -68,7 +70,10 @@ uint64_t Register(SlotStocks* stocks) {
 }  // namespace
 
 SlotStocks::SlotStocks(layout::SessionSegment* segment, uint32_t capacity)
-    : id_(Register(this)), segment_(segment), capacity_(capacity) {}
+    : id_(Register(this)),
+      segment_(segment),
+      capacity_(capacity),
+      gathered_(!CanFenceAllThreads()) {}
 
 SlotStocks::~SlotStocks() {
   SlotStocksRegistry& registry = SlotStocksRegistry::Get();
@@ -124,6 +129,20 @@ void SlotStocks::Retire(Stock* stock) {
   Empty(*stock, 0);
   RankedMutexLock lock(&mu_);
   spare_.push_back(stock);
+}
+
+int64_t SlotStocks::GatherOwners() {
+  if (!gathered_.exchange(true, std::memory_order_seq_cst)) FenceAllThreads();
+  RankedMutexLock lock(&mu_);
+  if (std::exchange(summed_, true)) return 0;
+  int64_t owners = 0;
+  // A stock that is added later is of a thread that sees what was gathered.
+  for (const std::unique_ptr<Stock>& stock : stocks_) {
+    // Its thread needs no lock to come to the end of this, only to run.
+    while (stock->counting_owner_.load(std::memory_order_acquire)) sched_yield();
+    owners += stock->owners_.load(std::memory_order_relaxed);
+  }
+  return owners;
 }
 
 SlotStocks::Counts SlotStocks::counts() {

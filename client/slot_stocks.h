@@ -5,7 +5,13 @@
 // without a lock or an atomic instruction; what is above or below goes to the session's list, half
 // a stock at a time. A slot may be given back by another thread than took it.
 //
-// The stock is also where a thread counts what it did.
+// The stock is also where a thread counts what it did, and the session's owners: each Buffer that a
+// thread makes is one more in its stock, each that it ends one less, so that threads which use one
+// session write to no line in common. Only the sum over all threads means anything, and only when
+// the session is about to end does anybody want it: GatherOwners() takes it, once, and from then on
+// the session counts by itself. A thread says in its stock that it is counting, then looks whether
+// the sum was taken; who takes it says so, has every thread pass a fence (asymmetric_fence.h), and
+// waits for those that are in the middle of counting, a few instructions long.
 //
 // Life
 //  * A thread's end returns its stock. Its counts stay.
@@ -30,6 +36,7 @@
 #include "absl/base/optimization.h"
 #include "absl/base/thread_annotations.h"
 #include "allocator/lock_rank.h"
+#include "client/asymmetric_fence.h"
 #include "proto/layout/session_segment.h"
 
 namespace spanpool::internal {
@@ -64,6 +71,8 @@ class SlotStocks {
 
     uint32_t size_ = 0;
     uint32_t slots_[kMost];
+    std::atomic<bool> counting_owner_{false};
+    std::atomic<int64_t> owners_{0};
     std::atomic<uint64_t> shares_{0};
     std::atomic<uint64_t> opens_{0};
     std::atomic<uint64_t> releases_{0};
@@ -94,6 +103,25 @@ class SlotStocks {
     mine.slots_[mine.size_++] = slot;
   }
 
+  // Counts `change` owners, 1 or -1, for the calling thread, which is one until this returns; after
+  // that nothing of `mine` is touched. False, and nothing was counted: GatherOwners() was called.
+  bool CountOwner(Stock& mine, int64_t change) {
+    // Where threads cannot be fenced this is so from the start.
+    mine.counting_owner_.store(true, kFencedStore);
+    LightFence();
+    const bool counts = !gathered_.load(kFencedLoad);
+    if (ABSL_PREDICT_TRUE(counts)) {
+      // relaxed: one writer.
+      mine.owners_.store(mine.owners_.load(std::memory_order_relaxed) + change,
+                         std::memory_order_relaxed);
+    }
+    // release: pairs with the acquire in GatherOwners; the count is written.
+    mine.counting_owner_.store(false, std::memory_order_release);
+    return counts;
+  }
+  // How many owners were counted by all threads; from the second call on, 0.
+  int64_t GatherOwners() ABSL_LOCKS_EXCLUDED(mu_);
+
   Counts counts() ABSL_LOCKS_EXCLUDED(mu_);
   // Slots that were ever taken are below this.
   uint32_t slots_used() ABSL_LOCKS_EXCLUDED(mu_);
@@ -123,11 +151,14 @@ class SlotStocks {
   layout::SessionSegment* const segment_;
   const uint32_t capacity_;
 
+  std::atomic<bool> gathered_;  // written once
+
   RankedMutex mu_{LockRank::kLeaf};
   std::vector<uint32_t> free_ ABSL_GUARDED_BY(mu_);
   uint32_t used_ ABSL_GUARDED_BY(mu_) = 0;
   std::vector<std::unique_ptr<Stock>> stocks_ ABSL_GUARDED_BY(mu_);
   std::vector<Stock*> spare_ ABSL_GUARDED_BY(mu_);  // of stocks_: no thread's
+  bool summed_ ABSL_GUARDED_BY(mu_) = false;
 };
 
 }  // namespace spanpool::internal

@@ -16,6 +16,7 @@
 #include "absl/types/span.h"
 #include "allocator/size_classes.h"
 #include "allocator/units.h"
+#include "client/name_source.h"
 #include "proto/layout/packet.h"
 
 namespace spanpool::internal {
@@ -88,6 +89,9 @@ class SpanSource {
   virtual std::optional<RecallRequest> TakeRecall() { return std::nullopt; }
   // Says that what was idle has been returned.
   virtual void AnswerRecall(const RecallRequest& /*recall*/) {}
+
+  // The names of the pool's blocks; null if nobody keeps any. Lives as long as this object.
+  virtual NameSource* names() { return nullptr; }
 
   // Called in a forked child, where the source must not be used or destroyed: closes what would
   // keep the parent's session alive. Async-signal-safe.

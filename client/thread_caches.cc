@@ -1,10 +1,7 @@
 #include "client/thread_caches.h"
 
-#include <linux/membarrier.h>
 #include <pthread.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -16,6 +13,7 @@
 #include "allocator/check.h"
 #include "allocator/lock_rank.h"
 #include "allocator/size_classes.h"
+#include "client/asymmetric_fence.h"
 
 namespace spanpool::internal {
 namespace {
@@ -49,16 +47,6 @@ constinit ThreadCache no_cache;
 // processor would make the read wait for the write.
 constexpr size_t kCacheOffset = 1088;
 
-// A barrier on every thread of the process that is running; those that are not have passed one when
-// they stopped. It costs a microsecond or two here and nothing in the hot path.
-bool RegisterFence() {
-  return syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) == 0;
-}
-void Fence() {
-  const long done = syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0);
-  SPANPOOL_CHECK_EQ(done, 0);  // registered
-}
-
 constinit RankedMutex registry_mu{LockRank::kSessionTable};
 constinit ThreadCaches* sessions ABSL_GUARDED_BY(registry_mu) = nullptr;
 
@@ -78,8 +66,8 @@ struct ThreadCaches::OwnedCache : ThreadCache {
   // What `session` and `core` are while the cache is not drained.
   const void* session_key ABSL_GUARDED_BY(mu) = nullptr;
   const void* core_key ABSL_GUARDED_BY(mu) = nullptr;
-  // Others are about to look at the stacks: the keys stay hidden until they have, whatever the owner
-  // does.
+  // Others are about to look at the stacks: the keys stay hidden until they have, whatever the
+  // owner does.
   bool draining ABSL_GUARDED_BY(mu) = false;
   // Others took the blocks: those below drained_top, which is where each stack's top was.
   bool drained ABSL_GUARDED_BY(mu) = false;
@@ -478,8 +466,7 @@ void ThreadCaches::CountOther(bool waited) {
 }
 
 void ThreadCaches::DrainOthers(absl::FunctionRef<void()> halfway) {
-  static const bool can_fence = RegisterFence();
-  if (!can_fence) return;
+  if (!CanFenceAllThreads()) return;
   OwnedCache* const mine = FindMine();
   DrainedBlocks drained;
   {
@@ -490,7 +477,7 @@ void ThreadCaches::DrainOthers(absl::FunctionRef<void()> halfway) {
       cache->draining = true;
       cache->HideKeys();
     }
-    Fence();
+    FenceAllThreads();
     halfway();
     for (OwnedCache* cache = caches_; cache != nullptr; cache = cache->next) {
       if (cache == mine) continue;

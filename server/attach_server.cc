@@ -1,7 +1,9 @@
 #include "server/attach_server.h"
 
 #include <fcntl.h>
+#include <linux/sockios.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -30,6 +32,15 @@ using layout::UniqueFd;
 
 constexpr absl::Duration kAcceptPause = absl::Milliseconds(100);
 constexpr int kAcceptsAtOnce = 64;
+// What may lie unread at the client when it sends a request, in bytes of the kernel's buffers: a
+// notice (768), but hardly the reply to another request (1280).
+constexpr int kMaxUnreadBytes = 2048;
+
+// Sent to the other end and not read there.
+int UnreadBytes(int socket) {
+  int bytes = 0;
+  return ioctl(socket, SIOCOUTQ, &bytes) == 0 ? bytes : 0;
+}
 
 // Cuts `text` to what fits, with the terminating zero.
 template <size_t N>
@@ -198,9 +209,14 @@ void AttachServer::Receive(uint64_t id) {
   }
   bool keep = false;
   if (packet->truncated || !packet->fds.empty()) {
-    Send(connection.fd.get(),
-         Refusal<layout::AttachReply>(absl::InvalidArgumentError(
-             "a message of the attach protocol is shorter and carries no descriptors")));
+    const absl::Status why = absl::InvalidArgumentError(
+        "a message of the attach protocol is shorter and carries no descriptors");
+    Send(connection.fd.get(), Refusal<layout::AttachReply>(why));
+    keep = Breach(connection, why);
+  } else if (UnreadBytes(connection.fd.get()) > kMaxUnreadBytes) {
+    keep =
+        Breach(connection, absl::InvalidArgumentError(
+                               "a client reads the reply to a request before it sends the next"));
   } else {
     keep = Handle(connection, std::span(buffer).first(packet->bytes));
   }
@@ -232,12 +248,12 @@ bool AttachServer::Handle(Connection& connection, std::span<const std::byte> byt
         const auto request = Parse<layout::ArenaRequest>(bytes);
         if (request) return HandleArena(connection, *request);
         Send(fd, Refusal<layout::ArenaReply>(wrong_size));
-        return false;
+        return Breach(connection, wrong_size);
       }
       case AttachType::kDetachRequest:
         if (Parse<layout::DetachRequest>(bytes)) return HandleDetach(connection);
         Send(fd, Refusal<layout::DetachReply>(wrong_size));
-        return false;
+        return Breach(connection, wrong_size);
       case AttachType::kRecallAnswer: {
         const auto answer = Parse<layout::RecallAnswer>(bytes);
         if (answer) return HandleRecallAnswer(connection, *answer);
@@ -250,15 +266,26 @@ bool AttachServer::Handle(Connection& connection, std::span<const std::byte> byt
     }
   }
   Send(fd, Refusal<layout::AttachReply>(status));
+  return Breach(connection, status);
+}
+
+bool AttachServer::Breach(Connection& connection, const absl::Status& why) {
+  uint64_t suppressed = 0;
+  if (connection.session != nullptr) {
+    connection.session->pool().Evict(*connection.session, why);
+  } else if (refusal_log_.Allow(absl::Now(), &suppressed)) {
+    Log().warn("connection of pid {}, uid {} closed: {} ({} such lines suppressed)",
+               connection.peer.pid, connection.peer.uid, std::string(why.message()), suppressed);
+  }
   return false;
 }
 
 bool AttachServer::HandleAttach(Connection& connection, const layout::AttachRequest& request) {
   const int fd = connection.fd.get();
   if (connection.session != nullptr) {
-    Send(fd, Refusal<layout::AttachReply>(
-                 absl::FailedPreconditionError("this connection has a session already")));
-    return false;
+    const absl::Status why = absl::FailedPreconditionError("this connection has a session already");
+    Send(fd, Refusal<layout::AttachReply>(why));
+    return Breach(connection, why);
   }
   absl::StatusOr<std::shared_ptr<Session>> session = Attach(connection, request);
   if (!session.ok()) {
@@ -364,8 +391,9 @@ void AttachServer::WatchProcess(const std::shared_ptr<Session>& session) {
 bool AttachServer::HandleArena(Connection& connection, const layout::ArenaRequest& request) {
   const int fd = connection.fd.get();
   if (connection.session == nullptr) {
-    Send(fd, Refusal<layout::ArenaReply>(absl::FailedPreconditionError("attach first")));
-    return false;
+    const absl::Status why = absl::FailedPreconditionError("attach first");
+    Send(fd, Refusal<layout::ArenaReply>(why));
+    return Breach(connection, why);
   }
   Session& session = *connection.session;
   auto files = session.pool().arenas().FilesOf(ArenaIndex(request.arena),
@@ -384,8 +412,9 @@ bool AttachServer::HandleArena(Connection& connection, const layout::ArenaReques
 bool AttachServer::HandleDetach(Connection& connection) {
   const int fd = connection.fd.get();
   if (connection.session == nullptr) {
-    Send(fd, Refusal<layout::DetachReply>(absl::FailedPreconditionError("attach first")));
-    return false;
+    const absl::Status why = absl::FailedPreconditionError("attach first");
+    Send(fd, Refusal<layout::DetachReply>(why));
+    return Breach(connection, why);
   }
   const std::shared_ptr<Session> session = connection.session;
   if (absl::Status status = session->pool().Detach(*session); !status.ok()) {
@@ -422,10 +451,10 @@ bool AttachServer::SendNotice(Connection& connection) {
 bool AttachServer::HandleRecallAnswer(Connection& connection, const layout::RecallAnswer& answer) {
   // Nothing is under way before the session is attached.
   if (answer.recall == 0 || answer.recall != connection.recall_sent) {
-    Send(connection.fd.get(),
-         Refusal<layout::AttachReply>(absl::InvalidArgumentError(
-             absl::StrCat("recall ", answer.recall, " is answered, which is not under way"))));
-    return false;
+    const absl::Status why = absl::InvalidArgumentError(
+        absl::StrCat("recall ", answer.recall, " is answered, which is not under way"));
+    Send(connection.fd.get(), Refusal<layout::AttachReply>(why));
+    return Breach(connection, why);
   }
   connection.recall_sent = 0;
   recaller_->Answered(*connection.session, answer.recall);

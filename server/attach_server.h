@@ -1,9 +1,11 @@
 // The attach socket: who may join a pool, which descriptors they get, and when their process ends.
 //
 // proto/layout/attach.h has the protocol. Every byte that comes in is hostile until checked: a
-// message is looked at only if it has the size of its type, and copied once. The daemon never waits
-// for a client: sockets are non-blocking, and one that has no room for a reply is closed, which
-// detaches its session.
+// message is looked at only if it has the size of its type, and copied once. A session whose client
+// breaks the protocol is evicted. The daemon never waits for a client: sockets are non-blocking,
+// and one that has no room for a reply is closed, which detaches its session. A client that sends a
+// request before it has read the replies before is breaking the protocol too: so few descriptors
+// are under way to each, and nobody can use up what the kernel lets the daemon have under way.
 //
 // Everything happens on the event loop's thread, but for CloseConnection and the constructor.
 // Connections that have not attached are few (kMaxPending); when there is one too many, the oldest
@@ -74,6 +76,9 @@ class AttachServer {
   bool HandleAttach(Connection& connection, const layout::AttachRequest& request);
   bool HandleArena(Connection& connection, const layout::ArenaRequest& request);
   bool HandleDetach(Connection& connection);
+  // The client broke the protocol: its session is evicted, or the log says who it was. False, which
+  // closes the connection.
+  bool Breach(Connection& connection, const absl::Status& why);
   bool HandleRecallAnswer(Connection& connection, const layout::RecallAnswer& answer);
   // Notes that the session is to be sent a notice, and sends it if none is under way.
   void Recall(uint32_t session_id, uint64_t recall, uint64_t bytes);

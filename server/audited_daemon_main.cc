@@ -2,8 +2,9 @@
 //
 //   audited_daemon_main CONFIG_FILE
 //
-//   audit     "ok", or what does not add up, as server/pool_audit.h has it
-//   recounts  how many recounts there were
+//   audit [POOL]  "ok", or what does not add up, as server/pool_audit.h has it, in that pool or all
+//   books POOL    the same, but not of what clients can write
+//   recounts      how many recounts there were
 
 #include <iostream>
 #include <string>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "server/config.h"
 #include "server/daemon.h"
 #include "server/log.h"
@@ -25,9 +27,16 @@ std::string Answer(spanpool::Daemon& daemon, const std::string& command) {
     for (const auto& pool : daemon.pools()) recounts += pool->stats().recounts_total;
     return std::to_string(recounts);
   }
+  const std::pair<std::string, std::string> words =
+      absl::StrSplit(command, absl::MaxSplits(' ', 1));
+  const auto depth =
+      words.first == "books" ? spanpool::AuditDepth::kBooks : spanpool::AuditDepth::kAll;
   std::vector<std::string> findings;
   for (const auto& pool : daemon.pools()) {
-    for (std::string& finding : spanpool::AuditPool(*pool)) findings.push_back(std::move(finding));
+    if (!words.second.empty() && pool->name() != words.second) continue;
+    for (std::string& finding : spanpool::AuditPool(*pool, depth)) {
+      findings.push_back(std::move(finding));
+    }
   }
   return findings.empty() ? "ok" : absl::StrJoin(findings, " | ");
 }

@@ -208,6 +208,9 @@ absl::StatusOr<DaemonConfig> ParseConfig(absl::string_view text, absl::string_vi
     if (limits.Check("message_bytes", in.limits().message_bytes(), 64 << 10, 64 << 20)) {
       config.max_message_bytes = in.limits().message_bytes();
     }
+    if (limits.Check("names", in.limits().names(), 1, 65'536)) {
+      config.max_names = in.limits().names();
+    }
   }
   std::set<std::string> names;
   for (int i = 0; i < in.pool_size(); ++i) {
@@ -264,6 +267,7 @@ DaemonConfig WithDefaults(DaemonConfig config, uint64_t available_bytes) {
         std::min(pool.reserve_bytes.value_or(kDefaultReserveBytes), pool.limit_bytes);
     if (pool.session_limit_bytes == 0) pool.session_limit_bytes = pool.limit_bytes;
     pool.session_limit_bytes = std::min(pool.session_limit_bytes, pool.limit_bytes);
+    pool.max_names = config.max_names;
   }
   return config;
 }

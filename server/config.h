@@ -30,6 +30,7 @@ struct PoolConfig {
   std::optional<uint64_t> reserve_bytes;  // set by WithDefaults
   uint64_t session_limit_bytes = 0;       // 0 until WithDefaults
   absl::Duration transit_grace = absl::Seconds(10);
+  uint32_t max_names = 4096;  // set by WithDefaults: limits.names
   std::vector<AccessRule> allow;
 };
 
@@ -41,6 +42,7 @@ struct DaemonConfig {
   uint32_t max_sessions = 1024;
   uint32_t max_threads = 16;
   uint32_t max_message_bytes = 4 << 20;
+  uint32_t max_names = 4096;  // of each pool
   absl::Duration grace = absl::Milliseconds(2000);
 };
 

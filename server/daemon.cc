@@ -15,8 +15,10 @@
 #include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/resource_quota.h"
 #include "grpcpp/server_builder.h"
+#include "grpcpp/support/server_interceptor.h"
 #include "proto/layout/run_dir.h"
 #include "server/access.h"
+#include "server/held_call_limit.h"
 #include "server/log.h"
 #include "server/session.h"
 
@@ -31,10 +33,16 @@ constexpr size_t kGrpcQuotaBytes = 256 << 20;
 // An Exchange stream and a few short calls are all that a client has on a connection.
 constexpr int kMaxStreamsPerConnection = 16;
 constexpr int kIdleConnectionMs = 600'000;
+// The one method of gRPC's own that takes a thread for as long as its caller likes.
+constexpr char kReflectionMethod[] =
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo";
+constexpr size_t kMaxReflectionCalls = 2;
 // How long the last answers may take on their way out.
 constexpr absl::Duration kCloseGrace = absl::Milliseconds(50);
-// Descriptors of one session: lifeline, pidfd, segment, and twice its gRPC connection.
-constexpr uint64_t kDescriptorsPerSession = 5;
+// One for exchanges and calls, one for watches.
+constexpr size_t kConnectionsPerSession = 2;
+// Descriptors of one session: lifeline, pidfd, segment, and twice each of its gRPC connections.
+constexpr uint64_t kDescriptorsPerSession = 3 + 2 * kConnectionsPerSession;
 
 // What a pool is called to the health service, which knows it beside "", the daemon.
 std::string HealthServiceOf(const std::string& pool) { return absl::StrCat("pool/", pool); }
@@ -99,6 +107,9 @@ absl::Status Daemon::Serve() {
     pools_.back()->SetShortageCallback([this](const Session& session, uint64_t bytes) {
       recaller_.AskOthers(session, bytes, absl::Now());
     });
+    pools_.back()->SetEvictedCallback([this](const Session& session) {
+      if (attach_server_ != nullptr) attach_server_->CloseConnection(session.id());
+    });
   }
   housekeeper_ = std::make_unique<Housekeeper>(pools);
   reaper_ = std::make_unique<Reaper>(pools);
@@ -117,7 +128,7 @@ absl::Status Daemon::Serve() {
   if (!grpc_socket.ok()) return grpc_socket.status();
   grpc_listener_ = std::make_unique<GrpcListener>(
       *std::move(grpc_socket),
-      GrpcListener::Options{.max_connections = size_t{config_.max_sessions} + 64,
+      GrpcListener::Options{.max_connections = config_.max_sessions * kConnectionsPerSession + 64,
                             .role = [this](const PeerIdentity& peer) { return RoleOf(peer); }},
       server_.get(), loop_.get());
   if (absl::Status status = grpc_listener_->Start(); !status.ok()) return status;
@@ -137,11 +148,7 @@ absl::Status Daemon::Serve() {
 // services of the callback API, gRPC's own health service among them, would.
 absl::Status Daemon::StartGrpc(const std::vector<Pool*>& pools) {
   admin_service_ = std::make_unique<AdminService>(pools, &recaller_, absl::Now());
-  pool_service_ =
-      std::make_unique<PoolService>(&sessions_, [this](Session& session, const absl::Status& why) {
-        session.pool().Evict(session, why);
-        attach_server_->CloseConnection(session.id());
-      });
+  pool_service_ = std::make_unique<PoolService>(&sessions_, pools);
   health_service_.SetServing("");
   for (const Pool* pool : pools) health_service_.SetServing(HealthServiceOf(pool->name()));
   grpc::EnableDefaultHealthCheckService(false);
@@ -157,6 +164,9 @@ absl::Status Daemon::StartGrpc(const std::vector<Pool*>& pools) {
   builder.SetSyncServerOption(grpc::ServerBuilder::MAX_POLLERS, 2);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxStreamsPerConnection);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, kIdleConnectionMs);
+  std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
+  interceptors.push_back(std::make_unique<HeldCallLimit>(kReflectionMethod, kMaxReflectionCalls));
+  builder.experimental().SetInterceptorCreators(std::move(interceptors));
   builder.RegisterService(&health_service_);
   builder.RegisterService(admin_service_.get());
   pool_service_->Register(&builder);
@@ -208,10 +218,11 @@ void Daemon::Stop() {
     pool_service_->Shutdown();
   }
   if (loop_ != nullptr) loop_->Stop();
+  // It may be closing a liar's connection.
+  reaper_.reset();
   grpc_listener_.reset();
   attach_server_.reset();
   loop_.reset();
-  reaper_.reset();
   housekeeper_.reset();
   Log().info("stopped");
 }

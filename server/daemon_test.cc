@@ -704,16 +704,26 @@ TEST_F(DaemonTest, ConnectionsThatNeverAttachCannotKeepOthersOut) {
   EXPECT_TRUE(idle[0]->AtEndOfFile()) << "the oldest were closed";
 }
 
-TEST_F(DaemonTest, AClientThatDoesNotReadItsRepliesIsDropped) {
+TEST_F(DaemonTest, AClientThatDoesNotReadItsRepliesIsEvicted) {
   RawClient client(run_dir());
   ASSERT_EQ(client.Attach(), 0);
+  RawClient::Call call = client.Open();
+  v1::ExchangeResponse response;
+  ASSERT_TRUE(RawClient::Exchange(call, Want(kClassOf64, 1), &response));
   const layout::ArenaRequest request;
-  // Until there is no room for the replies; the daemon then closes the connection.
-  while (client.SendBytes(layout::BytesOf(request))) {
+  int sent = 0;
+  while (client.SendBytes(layout::BytesOf(request))) ++sent;
+  int replies = 0;
+  for (auto reply = client.Receive<layout::ArenaReply>(); reply.ok();
+       reply = client.Receive<layout::ArenaReply>()) {
+    ++replies;
   }
+  EXPECT_LE(replies, 2) << "so many descriptors were under way";
+  EXPECT_GT(sent, replies);
   RawClient other(run_dir());
   EXPECT_EQ(other.Attach(), 0);
-  WaitUntil([this] { return StatusOf(run_dir()).sessions() == 2; });
+  WaitUntil([this] { return StatusOf(run_dir()).evictions_total() == 1; });
+  EXPECT_THAT(daemon_.Log(), HasSubstr("evicted: a client reads the reply"));
 }
 
 TEST_F(DaemonTest, ABatchThatBreaksTheRulesEvictsItsSession) {

@@ -134,12 +134,14 @@ void EventLoop::Run() {
     const int wait_ms = RunDelayed();
     const int count = epoll_wait(epoll_.get(), events.data(), events.size(), wait_ms);
     for (int i = 0; i < count; ++i) {
-      if (events[i].data.u64 == kNoWatch) {
+      // A copy: the structure is packed, and nothing in it may be referred to.
+      const WatchId id = events[i].data.u64;
+      if (id == kNoWatch) {
         uint64_t ignored;
         [[maybe_unused]] const ssize_t got = read(wake_.get(), &ignored, sizeof(ignored));
         continue;
       }
-      const auto it = watches_.find(events[i].data.u64);
+      const auto it = watches_.find(id);
       if (it == watches_.end()) continue;  // unwatched by an event before this one
       // The watch may unwatch itself while it is called.
       const std::shared_ptr<Watched> watched = it->second;

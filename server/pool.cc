@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -78,19 +79,19 @@ Pool::Pool(const PoolConfig& config, const MemoryLimit* memory, SessionTable* se
                         .max_arenas = max_arenas_},
             &arenas_, &block_states_),
       worker_references_(&arenas_, NewSessionMemory(incarnation_)),
-      recounter_(
-          {.sessions = [this] { return Sessions(); },
-           .worker = &worker_references_,
-           .arenas = &arenas_,
-           .journal = &journal_,
-           .lie = [this](const Session& session, const char* what) { NoteLie(session, what); }}),
+      names_(config.max_names),
+      recounter_({.sessions = [this] { return Sessions(); },
+                  .worker = &worker_references_,
+                  .arenas = &arenas_,
+                  .journal = &journal_,
+                  .lie = [this](Session& session, const char* what) { NoteLie(session, what); }}),
       session_reaper_(
           {.arenas = &arenas_,
            .heap = &heap_,
            .worker = &worker_references_,
            .recounter = &recounter_,
            .transit_grace = config.transit_grace,
-           .lie = [this](const Session& session, const char* what) { NoteLie(session, what); },
+           .lie = [this](Session& session, const char* what) { NoteLie(session, what); },
            .quarantine = [this](GranuleId granule, const char* why) { GiveUpSpan(granule, why); },
            .lost_transit = [this](const Session& session,
                                   const absl::Status& why) { NoteLostTransit(session, why); },
@@ -296,6 +297,54 @@ void Pool::NoteWork(uint64_t granted_bytes, bool returned) {
   if (returned && HasListedSpans()) work_(Work::kSweep);
 }
 
+absl::StatusOr<uint64_t> Pool::Publish(Session& session, const PublishRequest& request) {
+  if (session.access() == layout::AccessMode::kRead) {
+    return absl::PermissionDeniedError(
+        "the session is attached for reading; attach with write access to publish");
+  }
+  const layout::HandleBits& handle = request.handle;
+  if (handle.incarnation != incarnation_) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the handle is of pool incarnation ", handle.incarnation, ", pool ", name(),
+                     " is ", incarnation_, ": another pool, or this one before it was lost"));
+  }
+  if (handle.length > layout::kMaxHandleLength) {
+    return absl::InvalidArgumentError("no pool gave out this handle");
+  }
+  absl::StatusOr<uint32_t> slot = worker_references_.Open(handle.granule, handle.generation);
+  if (!slot.ok()) return slot.status();
+  std::optional<uint32_t> replaced;
+  absl::StatusOr<uint64_t> version = names_.Publish(session,
+                                                    {.name = request.name,
+                                                     .handle = handle,
+                                                     .version = 0,
+                                                     .outlives_session = request.outlive_session,
+                                                     .session = 0,
+                                                     .pid = 0,
+                                                     .uid = 0},
+                                                    *slot, request.replace, &replaced);
+  if (!version.ok()) replaced = *slot;
+  if (replaced.has_value()) DropNamed({*replaced});
+  return version;
+}
+
+absl::StatusOr<PublishedBlock> Pool::Lookup(const std::string& name) const {
+  return names_.Lookup(name);
+}
+
+absl::Status Pool::Unpublish(const std::string& name) {
+  absl::StatusOr<uint32_t> slot = names_.Unpublish(name);
+  if (!slot.ok()) return slot.status();
+  DropNamed({*slot});
+  return absl::OkStatus();
+}
+
+void Pool::DropNamed(const std::vector<uint32_t>& slots) {
+  for (const uint32_t slot : slots) worker_references_.Release(slot);
+  // Whether there is anything to sweep is not for every caller to ask the heap.
+  if (worker_references_.TookLast()) work_(Work::kSweep);
+}
+
 absl::Status Pool::Detach(Session& session) {
   SessionMemory& memory = session.memory();
   bool in_transit = false;
@@ -316,24 +365,34 @@ absl::Status Pool::Detach(Session& session) {
         absl::StrCat(session.loan_count(), " spans are still on loan; return them first"));
   }
   if (!in_transit) sessions_->Remove(session);
+  DropNamed(names_.EndSession(session, NameRemoval::kPublisherLeft));
   return absl::OkStatus();
 }
 
 void Pool::LifelineEnded(Session& session) {
-  session.Detach(absl::UnauthenticatedError("the attach connection ended; attach again"));
+  if (!session.Detach(absl::UnauthenticatedError("the attach connection ended; attach again"))) {
+    return;
+  }
+  DropNamed(names_.EndSession(session, NameRemoval::kPublisherLost));
 }
 
 void Pool::Evict(Session& session, const absl::Status& why) {
   if (!session.Detach(why)) return;
+  DropNamed(names_.EndSession(session, NameRemoval::kPublisherLost));
   evictions_total_.fetch_add(1, std::memory_order_relaxed);
   uint64_t suppressed = 0;
   if (eviction_log_.Allow(absl::Now(), &suppressed)) {
     Log().warn("pool {}: {} evicted: {} ({} such lines suppressed)", name(), session.Describe(),
                Printable(why.message()), suppressed);
   }
+  evicted_(session);
 }
 
-bool Pool::ProcessDied(Session& session) { return session.Kill(); }
+bool Pool::ProcessDied(Session& session) {
+  if (!session.Kill()) return false;
+  DropNamed(names_.EndSession(session, NameRemoval::kPublisherLost));
+  return true;
+}
 
 ReapProgress Pool::ReapSome(Session& session, uint32_t budget) {
   const ReapProgress progress = session_reaper_.Reap(session, budget);
@@ -351,18 +410,22 @@ absl::Time Pool::SettleReferences(absl::Time now) {
   return next;
 }
 
-void Pool::NoteLie(const Session& session, const char* what) {
+void Pool::NoteLie(Session& session, const char* what) {
   lies_total_.fetch_add(1, std::memory_order_relaxed);
   uint64_t suppressed = 0;
-  if (lie_log_.Allow(absl::Now(), &suppressed)) {
+  // Once for each session, so that none of many liars hides another.
+  if (!std::exchange(session.reaping.lied, true) && lie_log_.Allow(absl::Now(), &suppressed)) {
     Log().warn("pool {}: {} left {} ({} such lines suppressed)", name(), session.Describe(), what,
                suppressed);
+  }
+  if (session.state() == SessionState::kAttached) {
+    Evict(session, absl::InvalidArgumentError(absl::StrCat("its segment has ", what)));
   }
 }
 
 void Pool::NoteLostTransit(const Session& session, const absl::Status& why) {
   uint64_t suppressed = 0;
-  if (lie_log_.Allow(absl::Now(), &suppressed)) {
+  if (lost_log_.Allow(absl::Now(), &suppressed)) {
     Log().warn("pool {}: a handle that {} had sent is lost with it: {} ({} such lines suppressed)",
                name(), session.Describe(), std::string(why.message()), suppressed);
   }
@@ -415,6 +478,7 @@ PoolStats Pool::stats() const {
   stats.returns_total = get(returns_total_);
   stats.suspect_blocks = quarantine_.size();
   stats.recounts_total = recounter_.recounts();
+  stats.names = names_.size();
   stats.adopted_references = worker_references_.transits();
   stats.refusals_total = get(refusals_total_);
   stats.lies_total = get(lies_total_);

@@ -7,8 +7,9 @@
 //                      └──▶ LifelineEnded / Evict          quarantined: its process still lives
 //                      └──▶ ProcessDied ─▶ ReapSome …      taken back, piece by piece
 //
-// session_reaper.h says how a dead session is reaped, recounter.h what is done about references
-// that a death left unclear, worker_references.h what the daemon holds itself.
+// name_table.h has the names of blocks, session_reaper.h says how a dead session is reaped,
+// recounter.h what is done about references that a death left unclear, worker_references.h what the
+// daemon holds itself.
 //
 // Thread-safe. ReapSome and SettleReferences are for one thread, the reaper's. No lock is held
 // across calls into the heap.
@@ -32,12 +33,14 @@
 #include "allocator/span.h"
 #include "allocator/units.h"
 #include "proto/layout/attach.h"
+#include "proto/layout/handle_bits.h"
 #include "proto/layout/packet.h"
 #include "server/access.h"
 #include "server/block_states.h"
 #include "server/config.h"
 #include "server/log.h"
 #include "server/memory_limit.h"
+#include "server/name_table.h"
 #include "server/pool_arenas.h"
 #include "server/quarantine.h"
 #include "server/recount_journal.h"
@@ -88,8 +91,9 @@ struct PoolStats {
   uint64_t grants_total = 0;
   uint64_t returns_total = 0;
   uint64_t quarantined_bytes = 0;
-  uint64_t suspect_blocks = 0;  // whose word made no sense: their spans are in quarantine
+  uint64_t suspect_blocks = 0;  // pages with a word that made no sense: in quarantine
   uint64_t recounts_total = 0;
+  uint64_t names = 0;
   uint64_t adopted_references = 0;  // under way, and kept by the daemon for a dead sender
   uint64_t refusals_total = 0;
   uint64_t lies_total = 0;
@@ -121,6 +125,12 @@ class Pool {
     shortage_ = std::move(shortage);
   }
 
+  // Called, on any thread and under no lock, when `session` was evicted: its connection is to be
+  // closed. Set before the first session.
+  void SetEvictedCallback(std::function<void(const Session& session)> evicted) {
+    evicted_ = std::move(evicted);
+  }
+
   const std::string& name() const { return config_.name; }
   const PoolConfig& config() const { return config_; }
   uint32_t incarnation() const { return incarnation_; }
@@ -140,6 +150,20 @@ class Pool {
   //   INVALID_ARGUMENT  the batch breaks a rule that an honest client keeps; evict the session
   absl::StatusOr<ExchangeResult> Exchange(Session& session, const ExchangeBatch& batch);
 
+  // Names of blocks (spanpool/v1/pool.proto, "Names", which also has the errors). For each that
+  // stands the pool holds a reference of its own: taken before the name is stored, dropped after it
+  // is removed, so that a name always opens (rule 13 of tests/model/README.md).
+  struct PublishRequest {
+    std::string name;
+    layout::HandleBits handle;
+    bool outlive_session = false;
+    bool replace = false;
+  };
+  absl::StatusOr<uint64_t> Publish(Session& session, const PublishRequest& request);
+  absl::StatusOr<PublishedBlock> Lookup(const std::string& name) const;
+  absl::Status Unpublish(const std::string& name);
+  NameTable& names() { return names_; }
+
   // Ends an attached session whose client says that it is done. If handles that it sent are under
   // way, the session is dead then, and to be reaped.
   //   FAILED_PRECONDITION  spans are on loan, or references are held; it stays attached
@@ -147,7 +171,7 @@ class Pool {
 
   // The connection ended: detached, quarantined. Nothing if it is detached or ended already.
   void LifelineEnded(Session& session);
-  // The same by our own decision.
+  // The same by our own decision: it broke a rule, or lied in its segment.
   void Evict(Session& session, const absl::Status& why);
 
   // The kernel says that the process is dead. False if the session had ended.
@@ -159,7 +183,7 @@ class Pool {
   // finishes what waited for a recount. Returns when to call again.
   absl::Time SettleReferences(absl::Time now);
 
-  // The references the daemon holds itself: for names, Open and Release.
+  // The references the daemon holds itself.
   WorkerReferences& worker_references() { return worker_references_; }
   // Every session that is not over.
   std::vector<std::shared_ptr<Session>> Sessions() const { return sessions_->Snapshot(this); }
@@ -182,12 +206,15 @@ class Pool {
 
  private:
   absl::Status CheckBatch(const ExchangeBatch& batch) const;
+  // Drops references of names that are gone.
+  void DropNamed(const std::vector<uint32_t>& slots);
   // Grants one span, sweeping once if the heap has none.
   absl::StatusOr<Span*> GrantOne(const ExchangeWant& want);
   // What is short, who holds most, and what to do.
   absl::Status DescribeShortage(const absl::Status& cause) const;
   void NoteWork(uint64_t granted_bytes, bool returned);
-  void NoteLie(const Session& session, const char* what);
+  // Counts it, logs it, and evicts the session if it is attached.
+  void NoteLie(Session& session, const char* what);
   void NoteLostTransit(const Session& session, const absl::Status& why);
   // Gives up the span that `granule` is in.
   void GiveUpSpan(GranuleId granule, const char* why);
@@ -200,11 +227,14 @@ class Pool {
   std::function<void(Work)> work_ = [](Work) {};
   std::function<void(const Session&, uint64_t)> shortage_ = [](const Session&, uint64_t) {};
 
+  std::function<void(const Session&)> evicted_ = [](const Session&) {};
+
   PoolArenas arenas_;
   Quarantine quarantine_;
   TableBlockStates block_states_;
   Heap heap_;
   WorkerReferences worker_references_;
+  NameTable names_;
   MemoryRecountJournal journal_;
   Recounter recounter_;
   SessionReaper session_reaper_;
@@ -225,7 +255,8 @@ class Pool {
   std::atomic<uint64_t> refusals_total_{0};
   std::atomic<uint64_t> lies_total_{0};
   std::atomic<uint64_t> evictions_total_{0};
-  LogLimit lie_log_{5, absl::Seconds(10)};
+  LogLimit lie_log_{20, absl::Seconds(1)};
+  LogLimit lost_log_{5, absl::Seconds(10)};
   LogLimit suspect_log_{5, absl::Seconds(10)};
   LogLimit eviction_log_{20, absl::Seconds(1)};
 };

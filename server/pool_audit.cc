@@ -6,12 +6,15 @@
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "proto/layout/block_table.h"
 #include "proto/layout/block_word.h"
+#include "proto/layout/handle_bits.h"
 #include "proto/layout/session_segment.h"
 #include "proto/layout/slot.h"
 #include "server/block_states.h"
+#include "server/name_table.h"
 #include "server/session_memory.h"
 
 namespace spanpool {
@@ -25,7 +28,7 @@ constexpr size_t kMostFindings = 20;
 
 class Audit {
  public:
-  explicit Audit(Pool& pool) : pool_(pool) {}
+  Audit(Pool& pool, AuditDepth depth) : pool_(pool), depth_(depth) {}
 
   std::vector<std::string> Run() {
     const std::vector<std::shared_ptr<Session>> sessions = pool_.Sessions();
@@ -35,6 +38,7 @@ class Audit {
     }
     if (SessionMemory* const own = pool_.worker_references().memory(); own != nullptr) {
       ReadSlots(*own, "session 0");
+      CompareNames(*own);
     }
     for (uint32_t i = 0; i < pool_.address_bytes() / kArenaBytes; ++i) {
       if (pool_.arenas().TableOf(ArenaIndex(i)) != nullptr) ReadArena(ArenaIndex(i));
@@ -60,6 +64,7 @@ class Audit {
   }
 
   void ReadSlots(SessionMemory& memory, const std::string& whose) {
+    if (depth_ == AuditDepth::kBooks) return;
     for (SessionMemory::SlotRange range = memory.WrittenSlots(0);
          range.first < layout::kSlotCapacity; range = memory.WrittenSlots(range.end)) {
       for (uint32_t i = range.first; i < range.end; ++i) {
@@ -74,6 +79,30 @@ class Audit {
         ++held.slots;
         if (slot.state() == SlotState::kTransit && !slot.noted()) {
           held.send_numbers |= 1u << slot.send_number() % layout::kSendNumbers;
+        }
+      }
+    }
+  }
+
+  void CompareNames(SessionMemory& own) {
+    pool_.names().CheckInvariants();
+    absl::flat_hash_set<uint32_t> of_names;
+    for (const auto& [index, block] : pool_.names().Slots()) {
+      if (!of_names.insert(index).second) Find("two names have slot ", index, " of session 0");
+      const Slot slot(own.slot(index).load());
+      if (slot.state() != SlotState::kHeld || slot.granule() != block.handle.granule) {
+        Find("slot ", index, " of session 0 does not hold the block of name ", block.name);
+      }
+      const layout::SharedWord* const word = pool_.arenas().WordOf(block.handle.granule);
+      if (word == nullptr || BlockWord(word->load()).generation() != block.handle.generation) {
+        Find("name ", block.name, " stands for a block that is gone");
+      }
+    }
+    for (SessionMemory::SlotRange range = own.WrittenSlots(0); range.first < layout::kSlotCapacity;
+         range = own.WrittenSlots(range.end)) {
+      for (uint32_t i = range.first; i < range.end; ++i) {
+        if (Slot(own.slot(i).load()).state() == SlotState::kHeld && !of_names.contains(i)) {
+          Find("slot ", i, " of session 0 is held for no name");
         }
       }
     }
@@ -98,6 +127,7 @@ class Audit {
   }
 
   void ReadWords(PageId first, PageCount pages, const Span* span) {
+    if (depth_ == AuditDepth::kBooks) return;
     const uint64_t from = GranuleOf(first).value();
     // Only the first granule of a large span has a word that is in use.
     const uint64_t count = span != nullptr && span->large() ? 1 : pages.value() * kGranulesPerPage;
@@ -156,6 +186,7 @@ class Audit {
   }
 
   Pool& pool_;
+  const AuditDepth depth_;
   absl::flat_hash_map<GranuleId, HeldBlock> held_;
   absl::flat_hash_map<uint64_t, uint64_t> loan_bytes_;  // by session
   uint64_t listed_bytes_ = 0;
@@ -164,6 +195,8 @@ class Audit {
 
 }  // namespace
 
-std::vector<std::string> AuditPool(Pool& pool) { return Audit(pool).Run(); }
+std::vector<std::string> AuditPool(Pool& pool, AuditDepth depth) {
+  return Audit(pool, depth).Run();
+}
 
 }  // namespace spanpool

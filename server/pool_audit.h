@@ -6,7 +6,9 @@
 //  2. Each block word counts exactly the slots that name it, and is not FROZEN; SENT is on only if
 //     a slot in transit has its number; FREED is on only without references.
 //  3. No word counts anything where there is no block: in free pages, and within blocks.
-//  4. Spans on loan are those that the sessions have, and the heap's statistics are their sums.
+//  4. Session 0 holds, beside what is in transit, one reference for each name, to the block and
+//     generation that the name stands for.
+//  5. Spans on loan are those that the sessions have, and the heap's statistics are their sums.
 //
 // What is on loan its session alone knows block by block; whether it loses one is seen when all
 // sessions are gone, and nothing is in use any more.
@@ -21,9 +23,14 @@
 
 namespace spanpool {
 
+enum class AuditDepth {
+  kBooks,  // 4, and that no dead session is left: what clients cannot write
+  kAll,
+};
+
 // What is wrong, one line each; at most 20. The daemon's own threads may be at work meanwhile, in
 // which case it can find something that is over by now: audit again.
-std::vector<std::string> AuditPool(Pool& pool);
+std::vector<std::string> AuditPool(Pool& pool, AuditDepth depth = AuditDepth::kAll);
 
 }  // namespace spanpool
 

@@ -1,25 +1,23 @@
 #include "server/pool_service.h"
 
+#include <functional>
 #include <optional>
 #include <string>
 #include <utility>
 
-#include "absl/strings/string_view.h"
+#include "absl/status/statusor.h"
 #include "allocator/check.h"
 #include "grpcpp/server_context.h"
 #include "grpcpp/support/async_stream.h"
 #include "server/long_step.h"
+#include "server/name_table.h"
 #include "server/pool.h"
 #include "server/session.h"
+#include "server/session_call.h"
+#include "spanpool/v1/pool.grpc.pb.h"
 
 namespace spanpool {
 namespace {
-
-constexpr char kTokenKey[] = "spanpool-token-bin";
-
-grpc::Status ToGrpc(const absl::Status& status) {
-  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message()));
-}
 
 // Repeated fields are copied up to one more than is allowed: the pool refuses what is too long.
 ExchangeBatch FromProto(const v1::ExchangeRequest& request) {
@@ -59,34 +57,59 @@ void ToProto(const ExchangeResult& result, v1::ExchangeResponse* response) {
 
 }  // namespace
 
-// One Exchange call, from before it comes until its last event. Each operation under way holds a
-// reference to the stream through its tag.
+// The service: names by threads of gRPC's, streams by the completion queue.
+class PoolService::Rpcs final : public v1::Pool::WithAsyncMethod_Exchange<
+                                    v1::Pool::WithAsyncMethod_Watch<v1::Pool::Service>> {
+ public:
+  explicit Rpcs(NameCalls* names) : names_(names) {}
+
+  grpc::Status Publish(grpc::ServerContext* context, const v1::PublishRequest* request,
+                       v1::PublishResponse* response) override {
+    return names_->Publish(*context, *request, response);
+  }
+  grpc::Status Lookup(grpc::ServerContext* context, const v1::LookupRequest* request,
+                      v1::LookupResponse* response) override {
+    return names_->Lookup(*context, *request, response);
+  }
+  grpc::Status Unpublish(grpc::ServerContext* context, const v1::UnpublishRequest* request,
+                         v1::UnpublishResponse*) override {
+    return names_->Unpublish(*context, *request);
+  }
+  grpc::Status ListNames(grpc::ServerContext* context, const v1::ListNamesRequest* request,
+                         v1::ListNamesResponse* response) override {
+    return names_->ListNames(*context, *request, response);
+  }
+
+ private:
+  NameCalls* const names_;
+};
+
+// One call on the completion queue, from before it comes until its last event. Each operation under
+// way holds a reference to it through its tag.
 class PoolService::Stream : public SessionStream, public std::enable_shared_from_this<Stream> {
  public:
-  explicit Stream(PoolService* service) : service_(service), io_(&context_) {}
+  explicit Stream(PoolService* service) : service_(service) {}
 
   // Waits for a call.
-  void Request() {
-    service_->service_.RequestExchange(&context_, &io_, service_->queue_.get(),
-                                       service_->queue_.get(), NewTag(Event::kAccepted));
-  }
+  virtual void Request() = 0;
 
   void End(const absl::Status& status) override {
     RankedMutexLock lock(&mu_);
     if (finishing_ || end_) return;
     end_ = status;
     // While an answer is being written or worked on, its end brings the stream to this.
-    if (reading_) FinishLocked();
+    if (idle_) FinishLocked();
   }
 
   // A tag of the completion queue came back.
   static void Deliver(void* raw, bool ok) {
     std::unique_ptr<Tag> tag(static_cast<Tag*>(raw));
-    tag->stream->On(tag->event, ok);
+    // Empty: gRPC gave the tag back of a call that never came.
+    if (tag->stream != nullptr) tag->stream->On(tag->event, ok);
   }
 
- private:
-  enum class Event { kAccepted, kRead, kWritten, kFinished };
+ protected:
+  enum class Event { kAccepted, kRead, kWritten, kDone, kFinished };
   struct Tag {
     std::shared_ptr<Stream> stream;
     Event event;
@@ -94,12 +117,55 @@ class PoolService::Stream : public SessionStream, public std::enable_shared_from
 
   void* NewTag(Event event) { return new Tag{shared_from_this(), event}; }
 
+  virtual void OnAccepted() = 0;
+  virtual void OnNotAccepted() {}
+  virtual void OnRead(bool /*ok*/) {}
+  virtual void OnWritten(bool ok) = 0;
+  // The call is over, as far as gRPC can see: the client may be gone.
+  virtual void OnDone() {}
+  // Starts the last operation.
+  virtual void StartFinish(const grpc::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) = 0;
+
+  // Finds the session of a call that was accepted, which `link` ties to this stream. What is wrong
+  // is how the stream is to end.
+  void Begin(const std::function<absl::Status()>& link) {
+    absl::Status status;
+    absl::StatusOr<std::shared_ptr<Session>> session = SessionOf(context_, *service_->sessions_);
+    if (!service_->Add(shared_from_this())) {
+      status = absl::UnavailableError("the daemon is stopping; attach again, with back-off");
+    } else if (!session.ok()) {
+      status = session.status();
+    } else {
+      session_ = *std::move(session);
+      status = link();
+    }
+    RankedMutexLock lock(&mu_);
+    if (!status.ok() && !end_) end_ = status;
+  }
+
+  void FinishLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    if (finishing_) return;
+    finishing_ = true;
+    StartFinish(ToGrpc(*end_));
+  }
+
+  PoolService* const service_;
+  grpc::ServerContext context_;
+  std::shared_ptr<Session> session_;  // constant once accepted
+
+  RankedMutex mu_{LockRank::kLeaf};
+  std::optional<absl::Status> end_ ABSL_GUARDED_BY(mu_);  // how it is to end
+  bool idle_ ABSL_GUARDED_BY(mu_) = false;  // nothing is under way that leads to a look at end_
+  bool finishing_ ABSL_GUARDED_BY(mu_) = false;
+
+ private:
   void On(Event event, bool ok) {
     switch (event) {
       case Event::kAccepted:
         if (ok) {
           OnAccepted();
         } else {
+          OnNotAccepted();
           service_->NotAccepted();
         }
         return;
@@ -109,36 +175,40 @@ class PoolService::Stream : public SessionStream, public std::enable_shared_from
       case Event::kWritten:
         OnWritten(ok);
         return;
+      case Event::kDone:
+        OnDone();
+        return;
       case Event::kFinished:
         service_->Remove(shared_from_this());
         return;
     }
   }
+};
 
-  void OnAccepted() {
-    service_->Accept();
-    absl::Status status;
-    const auto it = context_.client_metadata().find(kTokenKey);
-    if (it == context_.client_metadata().end()) {
-      status = absl::UnauthenticatedError(
-          "no spanpool-token-bin in the metadata: attach first, and send the token it gave");
-    } else {
-      session_ = service_->sessions_->Find(absl::string_view(it->second.data(), it->second.size()));
-    }
-    if (!service_->Add(shared_from_this())) {
-      status = absl::UnavailableError("the daemon is stopping; attach again, with back-off");
-    } else if (status.ok() && (session_ == nullptr || !session_->SetStream(shared_from_this()))) {
-      status = absl::UnauthenticatedError("the token names no attached session; attach again");
-    }
+class PoolService::ExchangeStream final : public Stream {
+ public:
+  explicit ExchangeStream(PoolService* service) : Stream(service), io_(&context_) {}
+
+  void Request() override {
+    service_->rpcs_->RequestExchange(&context_, &io_, service_->queue_.get(),
+                                     service_->queue_.get(), NewTag(Event::kAccepted));
+  }
+
+ private:
+  void OnAccepted() override {
+    service_->Accept<ExchangeStream>();
+    Begin([this] {
+      if (session_->SetStream(shared_from_this())) return absl::OkStatus();
+      return absl::UnauthenticatedError("the token names no attached session; attach again");
+    });
     RankedMutexLock lock(&mu_);
-    if (!status.ok() && !end_) end_ = status;
     ReadOrFinishLocked();
   }
 
-  void OnRead(bool ok) {
+  void OnRead(bool ok) override {
     {
       RankedMutexLock lock(&mu_);
-      reading_ = false;
+      idle_ = false;
       if (finishing_) return;
       if (!ok) {
         // The client has nothing more to say, or is gone.
@@ -150,7 +220,7 @@ class PoolService::Stream : public SessionStream, public std::enable_shared_from
     absl::StatusOr<ExchangeResult> result =
         session_->pool().Exchange(*session_, FromProto(request_));
     if (!result.ok() && absl::IsInvalidArgument(result.status())) {
-      service_->evict_(*session_, result.status());
+      session_->pool().Evict(*session_, result.status());
     }
     RankedMutexLock lock(&mu_);
     if (!result.ok()) {
@@ -165,7 +235,7 @@ class PoolService::Stream : public SessionStream, public std::enable_shared_from
     io_.Write(response_, NewTag(Event::kWritten));
   }
 
-  void OnWritten(bool ok) {
+  void OnWritten(bool ok) override {
     RankedMutexLock lock(&mu_);
     if (!ok && !end_) end_ = absl::OkStatus();  // the call is dead; nobody will see a status
     ReadOrFinishLocked();
@@ -176,54 +246,153 @@ class PoolService::Stream : public SessionStream, public std::enable_shared_from
       FinishLocked();
       return;
     }
-    reading_ = true;
+    idle_ = true;  // a read is under way, but may never end
     io_.Read(&request_, NewTag(Event::kRead));
   }
 
-  void FinishLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-    if (finishing_) return;
-    finishing_ = true;
-    io_.Finish(ToGrpc(*end_), NewTag(Event::kFinished));
+  void StartFinish(const grpc::Status& status) override ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    io_.Finish(status, NewTag(Event::kFinished));
   }
 
-  PoolService* const service_;
-  grpc::ServerContext context_;
   grpc::ServerAsyncReaderWriter<v1::ExchangeResponse, v1::ExchangeRequest> io_;
 
   // Used by the thread that handles the stream's event; events do not overlap.
-  std::shared_ptr<Session> session_;
   v1::ExchangeRequest request_;
   v1::ExchangeResponse response_;
-
-  RankedMutex mu_{LockRank::kLeaf};
-  std::optional<absl::Status> end_ ABSL_GUARDED_BY(mu_);  // how it is to end
-  bool reading_ ABSL_GUARDED_BY(mu_) = false;
-  bool finishing_ ABSL_GUARDED_BY(mu_) = false;
 };
 
-PoolService::PoolService(SessionTable* sessions, Evict evict)
-    : sessions_(sessions), evict_(std::move(evict)) {}
+class PoolService::WatchStream final : public Stream {
+ public:
+  explicit WatchStream(PoolService* service) : Stream(service), io_(&context_) {}
+
+  void Request() override {
+    // Given back only if the call comes: so it holds no reference to this until then.
+    done_ = new Tag{nullptr, Event::kDone};
+    context_.AsyncNotifyWhenDone(done_);
+    service_->rpcs_->RequestWatch(&context_, &request_, &io_, service_->queue_.get(),
+                                  service_->queue_.get(), NewTag(Event::kAccepted));
+  }
+
+ private:
+  void OnAccepted() override {
+    done_->stream = shared_from_this();
+    service_->Accept<WatchStream>();
+    Begin([this] {
+      if (!request_.name().empty()) {
+        if (absl::Status valid = NameCalls::CheckName(request_.name()); !valid.ok()) return valid;
+      }
+      if (absl::Status added = session_->AddWatch(shared_from_this()); !added.ok()) return added;
+      const std::weak_ptr<Stream> self = weak_from_this();
+      watch_ = session_->pool().names().NewWatch(
+          {.name = request_.name(), .prefix = request_.prefix()}, [self] {
+            const std::shared_ptr<Stream> stream = self.lock();
+            if (stream != nullptr) static_cast<WatchStream*>(stream.get())->TellNews();
+          });
+      return absl::OkStatus();
+    });
+    {
+      RankedMutexLock lock(&mu_);
+      if (end_) {
+        FinishLocked();
+        return;
+      }
+      idle_ = true;
+    }
+    TellNews();
+  }
+
+  void OnNotAccepted() override { delete done_; }
+
+  // Writes what is new, unless something is being written already: then its end does.
+  void TellNews() {
+    {
+      RankedMutexLock lock(&mu_);
+      news_ = true;
+      if (!idle_ || finishing_) return;
+      idle_ = false;
+    }
+    WriteNews();
+  }
+
+  void OnWritten(bool ok) override {
+    if (!ok) {
+      RankedMutexLock lock(&mu_);
+      if (!end_) end_ = absl::CancelledError();  // the call is dead; nobody will see a status
+    }
+    WriteNews();
+  }
+
+  // Requires that nothing is being written; until it is idle again one thread is here.
+  void WriteNews() {
+    for (;;) {
+      {
+        RankedMutexLock lock(&mu_);
+        if (end_) {
+          FinishLocked();
+          return;
+        }
+        if (!news_) {
+          idle_ = true;
+          return;
+        }
+        news_ = false;
+      }
+      const NameTable::News news =
+          session_->pool().names().Take(*watch_, NameCalls::kMostPerMessage);
+      if (!news.reset && news.changes.empty()) continue;
+      response_.Clear();
+      NameCalls::ToProto(news, &response_);
+      RankedMutexLock lock(&mu_);
+      news_ = news_ || !news.current;
+      io_.Write(response_, NewTag(Event::kWritten));
+      return;
+    }
+  }
+
+  void OnDone() override {
+    if (context_.IsCancelled()) End(absl::CancelledError("the client ended the call"));
+  }
+
+  void StartFinish(const grpc::Status& status) override ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    io_.Finish(status, NewTag(Event::kFinished));
+  }
+
+  grpc::ServerAsyncWriter<v1::WatchResponse> io_;
+  Tag* done_ = nullptr;
+  v1::WatchRequest request_;
+  std::shared_ptr<NameTable::Watch> watch_;  // constant once accepted
+
+  bool news_ ABSL_GUARDED_BY(mu_) = false;  // there may be something to Take
+  v1::WatchResponse response_;              // of the thread in WriteNews
+};
+
+PoolService::PoolService(SessionTable* sessions, std::vector<Pool*> pools)
+    : sessions_(sessions),
+      name_calls_(sessions, std::move(pools)),
+      rpcs_(std::make_unique<Rpcs>(&name_calls_)) {}
 
 PoolService::~PoolService() {
   SPANPOOL_CHECK(threads_.empty()) << "PoolService::Shutdown was not called";
 }
 
 void PoolService::Register(grpc::ServerBuilder* builder) {
-  builder->RegisterService(&service_);
+  builder->RegisterService(rpcs_.get());
   queue_ = builder->AddCompletionQueue();
 }
 
 void PoolService::Start(int threads) {
-  Accept();
+  Accept<ExchangeStream>();
+  Accept<WatchStream>();
   for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { Run(); });
 }
 
+template <typename T>
 void PoolService::Accept() {
   {
     RankedMutexLock lock(&mu_);
     ++live_;
   }
-  std::make_shared<Stream>(this)->Request();
+  std::make_shared<T>(this)->Request();
 }
 
 void PoolService::NotAccepted() {

@@ -1,21 +1,24 @@
-// gRPC's Pool service on the completion-queue API: carries Exchange messages to the pools.
+// gRPC's Pool service: carries its calls to the pools. The token in the metadata names the session.
 //
-// Each stream has one operation under way at a time: read a request, carry it out, write the
-// answer, read the next. So a client that never reads costs one answer, and one that floods waits
-// for itself. The token in the metadata names the session; a session's second stream ends its
-// first.
+// The streams are on the completion-queue API. An Exchange has one operation under way at a time:
+// read a request, carry it out, write the answer, read the next. So a client that never reads costs
+// one answer, and one that floods waits for itself. A session's second Exchange ends its first. A
+// Watch writes what is new, one message at a time; what changes while one is under way is told by
+// the next.
 //
-// Threads: the service's own. One of them leads: it waits for events and does what they ask for,
-// and the others sleep. When it is about to wait for the kernel (long_step.h) one of them takes
-// over. So as long as nothing takes long a message passes through one thread, and others are never
-// woken for it; and nobody waits for another's memory.
+// The short calls about names (name_calls.h) are synchronous: gRPC's threads carry them out.
 //
-// A stream's events never overlap, except End, which may come from any thread.
+// Threads of the streams: the service's own. One of them leads: it waits for events and does what
+// they ask for, and the others sleep. When it is about to wait for the kernel (long_step.h) one of
+// them takes over. So as long as nothing takes long a message passes through one thread, and others
+// are never woken for it; and nobody waits for another's memory.
+//
+// A stream's events never overlap, except End and the news of a Watch, which may come from any
+// thread.
 
 #ifndef SPANPOOL_SERVER_POOL_SERVICE_H_
 #define SPANPOOL_SERVER_POOL_SERVICE_H_
 
-#include <functional>
 #include <memory>
 #include <set>
 #include <thread>
@@ -26,17 +29,16 @@
 #include "allocator/lock_rank.h"
 #include "grpcpp/completion_queue.h"
 #include "grpcpp/server_builder.h"
+#include "server/name_calls.h"
+#include "server/pool.h"
 #include "server/session_table.h"
-#include "spanpool/v1/pool.grpc.pb.h"
 
 namespace spanpool {
 
 class PoolService {
  public:
-  using Evict = std::function<void(Session& session, const absl::Status& why)>;
-
-  // `sessions` outlives this object. `evict` is called when a session breaks the rules.
-  PoolService(SessionTable* sessions, Evict evict);
+  // `sessions` and `pools` outlive this object. A session that breaks the rules is evicted.
+  PoolService(SessionTable* sessions, std::vector<Pool*> pools);
   // Drain and Shutdown were called, if Start was.
   ~PoolService();
   PoolService(const PoolService&) = delete;
@@ -54,12 +56,17 @@ class PoolService {
   void Shutdown();
 
  private:
+  class Rpcs;
   class Stream;
+  class ExchangeStream;
+  class WatchStream;
 
   void Run();
   // Waits until nobody leads, then leads. False: there will be no more events.
   bool Lead() ABSL_LOCKS_EXCLUDED(leader_mu_);
   void StopLeading(bool ended) ABSL_LOCKS_EXCLUDED(leader_mu_);
+  // Waits for the next call of T's kind.
+  template <typename T>
   void Accept() ABSL_LOCKS_EXCLUDED(mu_);
   // The stream that waited for a call will get none: the server is shutting down.
   void NotAccepted() ABSL_LOCKS_EXCLUDED(mu_);
@@ -69,13 +76,13 @@ class PoolService {
 
   // Constant after Register.
   SessionTable* const sessions_;
-  const Evict evict_;
-  v1::Pool::AsyncService service_;
+  NameCalls name_calls_;
+  const std::unique_ptr<Rpcs> rpcs_;
   std::unique_ptr<grpc::ServerCompletionQueue> queue_;
 
   RankedMutex mu_{LockRank::kSessionTable};
   std::set<std::shared_ptr<Stream>> streams_ ABSL_GUARDED_BY(mu_);  // accepted, not finished
-  // Streams that may still start an operation: accepted ones, and the one that waits for a call.
+  // Streams that may still start an operation: accepted ones, and those that wait for a call.
   // The queue may be shut down only when there is none.
   int live_ ABSL_GUARDED_BY(mu_) = 0;
   bool draining_ ABSL_GUARDED_BY(mu_) = false;

@@ -4,6 +4,8 @@
 // in it is not known to be right, its block might still be in somebody's use. The span is given up
 // until the daemon ends: for the heap all its blocks are in use, whatever their words say.
 //
+// What is remembered is the page, so that however many words are written over it costs little.
+//
 // Thread-safe.
 
 #ifndef SPANPOOL_SERVER_QUARANTINE_H_
@@ -21,27 +23,28 @@ namespace spanpool {
 
 class Quarantine {
  public:
-  // The span that `granule` is in is given up. False: it was, for this granule.
+  // The span that `granule` is in is given up. False: it was, for a block of this page.
   bool Add(GranuleId granule) ABSL_LOCKS_EXCLUDED(mu_) {
     RankedMutexLock lock(&mu_);
-    if (!granules_.insert(granule).second) return false;
+    if (!pages_.insert(PageOf(granule)).second) return false;
     // release: pairs with the acquire in Touches.
-    size_.store(granules_.size(), std::memory_order_release);
+    size_.store(pages_.size(), std::memory_order_release);
     return true;
   }
 
   bool Touches(PageRange pages) const ABSL_LOCKS_EXCLUDED(mu_) {
     if (size_.load(std::memory_order_acquire) == 0) return false;
     RankedMutexLock lock(&mu_);
-    const auto next = granules_.lower_bound(GranuleOf(pages.first));
-    return next != granules_.end() && *next < GranuleOf(pages.end());
+    const auto next = pages_.lower_bound(pages.first);
+    return next != pages_.end() && *next < pages.end();
   }
 
+  // Pages that a block of such a word begins in.
   uint64_t size() const { return size_.load(std::memory_order_relaxed); }
 
  private:
   mutable RankedMutex mu_{LockRank::kLeaf};
-  std::set<GranuleId> granules_ ABSL_GUARDED_BY(mu_);
+  std::set<PageId> pages_ ABSL_GUARDED_BY(mu_);
   std::atomic<uint64_t> size_{0};
 };
 

@@ -1,6 +1,7 @@
 #include "server/reaper.h"
 
 #include <algorithm>
+#include <chrono>
 #include <utility>
 
 #include "absl/time/clock.h"
@@ -33,8 +34,21 @@ void Reaper::ProcessDied(std::shared_ptr<Session> session) {
 }
 
 void Reaper::Reap(std::shared_ptr<Session> session) {
+  session->reaping.died = std::chrono::steady_clock::now();
   RankedMutexLock lock(&mu_);
   dead_.push_back(std::move(session));
+}
+
+void Reaper::LogReaped(const Session& session) {
+  const Session::Reaping& reaping = session.reaping;
+  const std::chrono::duration<double, std::milli> took =
+      std::chrono::steady_clock::now() - reaping.died;
+  // Of one that had given everything back there is nothing to tell.
+  const bool held = reaping.references != 0 || reaping.spans != 0;
+  Log().log(held ? spdlog::level::info : spdlog::level::debug,
+            "pool {}: {} is dead; its {} references and {} spans came back in {:.3f} ms",
+            session.pool().name(), session.Describe(), reaping.references, reaping.spans,
+            took.count());
 }
 
 void Reaper::SettlePools() {
@@ -69,7 +83,9 @@ void Reaper::Run() {
     }
     if (session != nullptr) {
       const ReapProgress progress = session->pool().ReapSome(*session, kPiece);
-      if (progress != ReapProgress::kDone) {
+      if (progress == ReapProgress::kDone) {
+        LogReaped(*session);
+      } else {
         RankedMutexLock lock(&mu_);
         if (progress == ReapProgress::kMore) {
           dead_.push_back(std::move(session));

@@ -37,6 +37,8 @@ class Reaper {
 
  private:
   void Run();
+  // Says what a dead session held, and how long it took to take it back.
+  static void LogReaped(const Session& session);
   // Gives up what is due of all pools; sets settle_at_.
   void SettlePools();
 

@@ -21,8 +21,18 @@ using layout::SlotState;
 
 // A client's slot is one step further after each failure, and there are few.
 constexpr int kMaxSlotTries = 1000;
-// Turned slots are looked through when there are so many.
-constexpr size_t kManyTurned = 4096;
+// Slots of one session that are remembered after they were turned. An honest process is in the
+// middle of at most a step for each reference that a block can have.
+constexpr size_t kMaxTurned = layout::kMaxRefs;
+
+// The next era after `era` that is not in `taken`; kEras: there is none.
+uint32_t NextEra(uint32_t era, uint32_t taken) {
+  for (uint32_t i = 1; i < layout::kEras; ++i) {
+    const uint32_t next = (era + i) % layout::kEras;
+    if ((taken >> next & 1) == 0) return next;
+  }
+  return layout::kEras;
+}
 
 }  // namespace
 
@@ -32,27 +42,40 @@ bool Recounter::Stands(const Turned& turned) const {
   return session != nullptr && session->memory().slot(turned.slot).load() == turned.bits;
 }
 
-uint32_t Recounter::NextEra(GranuleId granule, uint32_t era) {
-  uint32_t taken = 1u << era;
-  if (const auto found = turned_.find(granule); found != turned_.end()) {
-    std::erase_if(found->second, [this](const Turned& each) { return !Stands(each); });
-    for (const Turned& each : found->second) taken |= 1u << Slot(each.bits).era() % layout::kEras;
-    if (found->second.empty()) turned_.erase(found);
-  }
-  for (uint32_t i = 1; i < layout::kEras; ++i) {
-    const uint32_t next = (era + i) % layout::kEras;
-    if ((taken >> next & 1) == 0) return next;
-  }
-  return layout::kEras;
+uint32_t Recounter::TakenEras(GranuleId granule) {
+  const auto found = turned_.find(granule);
+  if (found == turned_.end()) return 0;
+  remembered_ -= std::erase_if(found->second, [this](const Turned& each) { return !Stands(each); });
+  uint32_t taken = 0;
+  for (const Turned& each : found->second) taken |= 1u << Slot(each.bits).era() % layout::kEras;
+  if (found->second.empty()) turned_.erase(found);
+  return taken;
+}
+
+void Recounter::Forget() {
+  remembered_ = 0;
+  absl::flat_hash_map<Session*, size_t> stand;  // of each session, so far
+  absl::erase_if(turned_, [&](auto& entry) {
+    std::erase_if(entry.second, [&](const Turned& each) {
+      if (!Stands(each)) return true;
+      if (each.worker) return false;
+      const std::shared_ptr<Session> session = each.session.lock();
+      return session == nullptr || ++stand[session.get()] > kMaxTurned;
+    });
+    remembered_ += entry.second.size();
+    return entry.second.empty();
+  });
+  forget_at_ = std::max(kFirstForget, 2 * remembered_);
 }
 
 void Recounter::Freeze(Word* word) {
+  const uint32_t taken = TakenEras(word->granule);
   uint64_t bits = word->shared->load(std::memory_order_acquire);
   for (int tries = 0; tries < kMaxWordTries; ++tries) {
     const BlockWord current(bits);
     if (current.refs() == 0) return;  // nothing to recount
     if (current.frozen() || current.freed()) break;
-    if (NextEra(word->granule, current.era()) == layout::kEras) {
+    if (NextEra(current.era(), taken) == layout::kEras) {
       word->result = Result::kPutOff;
       return;
     }
@@ -71,6 +94,7 @@ void Recounter::Freeze(Word* word) {
 
 void Recounter::ScanMemory(SessionMemory& memory, const std::shared_ptr<Session>& session,
                            bool dead, std::vector<Word>* words) {
+  size_t turned_here = 0;
   for (SessionMemory::SlotRange range = memory.WrittenSlots(0); range.first < layout::kSlotCapacity;
        range = memory.WrittenSlots(range.end)) {
     for (uint32_t i = range.first; i < range.end; ++i) {
@@ -95,7 +119,8 @@ void Recounter::ScanMemory(SessionMemory& memory, const std::shared_ptr<Session>
         SPANPOOL_STEP("recount.6b");
         if (shared.compare_exchange_strong(bits, turned.bits(), std::memory_order_acq_rel,
                                            std::memory_order_acquire)) {
-          if (!dead) {
+          if (!dead && ++turned_here <= kMaxTurned) {
+            ++remembered_;
             turned_[slot.granule()].push_back({.session = session,
                                                .worker = session == nullptr,
                                                .slot = i,
@@ -106,11 +131,19 @@ void Recounter::ScanMemory(SessionMemory& memory, const std::shared_ptr<Session>
       }
     }
   }
+  if (turned_here > kMaxTurned && session != nullptr) {
+    options_.lie(*session, "more slots in the middle of a step than a block can have references");
+  }
 }
 
 void Recounter::Thaw(Word* word) {
-  const uint32_t era = NextEra(word->granule, word->era);
-  SPANPOOL_CHECK(era != layout::kEras);  // there was one, and only those of word->era came since
+  uint32_t era = NextEra(word->era, TakenEras(word->granule));
+  if (era == layout::kEras) {
+    // There was one when the word was frozen, and only slots of word->era were turned since. Unless
+    // the word is one that the last worker left: then slots say what their owners would have it.
+    word->result = Result::kLost;
+    era = (word->era + 1) % layout::kEras;
+  }
   uint64_t bits = word->shared->load(std::memory_order_acquire);
   for (int tries = 0; tries < kMaxWordTries; ++tries) {
     const BlockWord current(bits);
@@ -164,12 +197,7 @@ std::vector<Recounter::Result> Recounter::Recount(absl::Span<const GranuleId> gr
     CountAndThaw(&words);
   }
   options_.journal->End();
-  if (turned_.size() > kManyTurned) {
-    absl::erase_if(turned_, [this](auto& entry) {
-      std::erase_if(entry.second, [this](const Turned& each) { return !Stands(each); });
-      return entry.second.empty();
-    });
-  }
+  if (remembered_ > forget_at_) Forget();
   std::vector<Result> results;
   results.reserve(words.size());
   for (const Word& word : words) results.push_back(word.result);
@@ -183,6 +211,7 @@ void Recounter::Resume() {
       for (uint32_t i = range.first; i < range.end; ++i) {
         const Slot slot(memory.slot(i).load());
         if (slot.state() != SlotState::kVoid) continue;
+        ++remembered_;
         turned_[slot.granule()].push_back(
             {.session = session, .worker = session == nullptr, .slot = i, .bits = slot.bits()});
       }
@@ -204,6 +233,7 @@ void Recounter::Resume() {
   }
   if (!words.empty()) CountAndThaw(&words);
   options_.journal->End();
+  if (remembered_ > forget_at_) Forget();
 }
 
 }  // namespace spanpool

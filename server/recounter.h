@@ -12,7 +12,8 @@
 // An era must not be used again while a process that was left out under it may still hold a look at
 // a word of that era. Slots that were turned are therefore remembered until they are written again.
 // With 16 eras a recount is put off while as many processes are stopped in the middle of a step on
-// one block.
+// one block. A process in the middle of more steps than a block can have references is lying: no
+// more of its slots are remembered than that, whatever becomes of it.
 //
 // For one thread at a time.
 
@@ -45,8 +46,8 @@ class Recounter {
     WorkerReferences* worker = nullptr;
     PoolArenas* arenas = nullptr;
     RecountJournal* journal = nullptr;
-    // A slot of a session makes no sense.
-    std::function<void(const Session&, const char* what)> lie;
+    // A slot of a session makes no sense. Under no lock.
+    std::function<void(Session&, const char* what)> lie;
   };
   explicit Recounter(Options options) : options_(std::move(options)) {}
   Recounter(const Recounter&) = delete;
@@ -65,9 +66,13 @@ class Recounter {
   // which slots it had turned.
   void Resume();
 
+  // Slots that were turned and may stand yet.
+  size_t remembered() const { return remembered_; }
   uint64_t recounts() const { return recounts_.load(std::memory_order_relaxed); }
 
  private:
+  static constexpr size_t kFirstForget = 4096;
+
   struct Word {
     GranuleId granule;
     layout::SharedWord* shared;
@@ -91,14 +96,18 @@ class Recounter {
   void ScanMemory(SessionMemory& memory, const std::shared_ptr<Session>& session, bool dead,
                   std::vector<Word>* words);
   void Thaw(Word* word);
-  // The next era for a word of `era` that no slot turned for `granule` still says; kEras: none.
-  uint32_t NextEra(GranuleId granule, uint32_t era);
+  // The eras that slots turned for `granule` still say, a bit for each.
+  uint32_t TakenEras(GranuleId granule);
   bool Stands(const Turned& turned) const;
+  // Forgets the slots that were written since they were turned, and those of liars.
+  void Forget();
 
   const Options options_;
   // Which of a batch's words a granule is, while there is a batch.
   absl::flat_hash_map<GranuleId, uint32_t> index_;
   absl::flat_hash_map<GranuleId, std::vector<Turned>> turned_;
+  size_t remembered_ = 0;  // in turned_
+  size_t forget_at_ = kFirstForget;
   std::atomic<uint64_t> recounts_{0};
 };
 

@@ -39,43 +39,50 @@ size_t Session::loan_count() const {
   return loans_.size();
 }
 
-std::shared_ptr<SessionStream> Session::MoveTo(SessionState next) {
+Session::Streams Session::MoveTo(SessionState next) {
   state_ = next;
-  std::shared_ptr<SessionStream> stream = stream_.lock();
-  stream_.reset();
-  return stream;
+  Streams streams;
+  watches_.push_back(std::exchange(stream_, {}));
+  for (const std::weak_ptr<SessionStream>& each : std::exchange(watches_, {})) {
+    if (std::shared_ptr<SessionStream> stream = each.lock()) streams.push_back(std::move(stream));
+  }
+  return streams;
+}
+
+void Session::EndAll(const Streams& streams, const absl::Status& why) {
+  for (const std::shared_ptr<SessionStream>& stream : streams) stream->End(why);
 }
 
 bool Session::Detach(const absl::Status& why) {
-  std::shared_ptr<SessionStream> stream;
+  Streams streams;
   {
     RankedMutexLock lock(&mu_);
     if (state_ != SessionState::kAttached) return false;
-    stream = MoveTo(SessionState::kDetached);
+    streams = MoveTo(SessionState::kDetached);
   }
-  if (stream != nullptr) stream->End(why);
+  EndAll(streams, why);
   return true;
 }
 
 bool Session::Kill() {
-  std::shared_ptr<SessionStream> stream;
+  Streams streams;
   {
     RankedMutexLock lock(&mu_);
     if (state_ != SessionState::kAttached && state_ != SessionState::kDetached) return false;
-    stream = MoveTo(SessionState::kDead);
+    streams = MoveTo(SessionState::kDead);
   }
-  if (stream != nullptr) stream->End(absl::UnauthenticatedError("the session's process is dead"));
+  EndAll(streams, absl::UnauthenticatedError("the session's process is dead"));
   return true;
 }
 
 bool Session::Leave(SessionState next) {
-  std::shared_ptr<SessionStream> stream;
+  Streams streams;
   {
     RankedMutexLock lock(&mu_);
     if (state_ != SessionState::kAttached || !loans_.empty() || pending_bytes_ != 0) return false;
-    stream = MoveTo(next);
+    streams = MoveTo(next);
   }
-  if (stream != nullptr) stream->End(absl::UnauthenticatedError("the session was detached"));
+  EndAll(streams, absl::UnauthenticatedError("the session was detached"));
   return true;
 }
 
@@ -157,6 +164,20 @@ bool Session::SetStream(const std::shared_ptr<SessionStream>& stream) {
   }
   if (before != nullptr) before->End(absl::AbortedError("the session opened another stream"));
   return true;
+}
+
+absl::Status Session::AddWatch(const std::shared_ptr<SessionStream>& stream) {
+  RankedMutexLock lock(&mu_);
+  if (state_ != SessionState::kAttached) {
+    return absl::UnauthenticatedError("the session is not attached; attach again");
+  }
+  std::erase_if(watches_, [](const auto& watch) { return watch.expired(); });
+  if (watches_.size() == kMaxWatches) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "the session has ", kMaxWatches, " watches already; end some, or watch more names in one"));
+  }
+  watches_.push_back(stream);
+  return absl::OkStatus();
 }
 
 }  // namespace spanpool

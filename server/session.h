@@ -24,6 +24,7 @@
 
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -57,6 +58,8 @@ class SessionStream {
 
 class Session {
  public:
+  static constexpr size_t kMaxWatches = 32;
+
   struct Loan {
     uint64_t sequence = 0;
     Span* span = nullptr;
@@ -108,17 +111,30 @@ class Session {
   // done, unless the session is attached.
   bool SetStream(const std::shared_ptr<SessionStream>& stream) ABSL_LOCKS_EXCLUDED(mu_);
 
+  // Adds a stream beside it, which ends when the session does. RESOURCE_EXHAUSTED if there are
+  // kMaxWatches already, UNAUTHENTICATED if the session is not attached.
+  absl::Status AddWatch(const std::shared_ptr<SessionStream>& stream) ABSL_LOCKS_EXCLUDED(mu_);
+
   // The reaper's thread only: how far it has come.
   struct Reaping {
+    std::chrono::steady_clock::time_point died;  // when the kernel said so
     uint32_t next_slot = 0;
+    uint32_t references = 0;  // taken back
+    uint64_t spans = 0;       // likewise
     // Slots in flight, on blocks that others refer to: they need a recount.
     std::vector<uint32_t> ambiguous;
+    int recounts = 0;  // that were made for them, and not put off
+    // Something made no sense, and the log has it.
+    bool lied = false;
   };
   Reaping reaping;
 
  private:
   bool Leave(SessionState next) ABSL_LOCKS_EXCLUDED(mu_);
-  std::shared_ptr<SessionStream> MoveTo(SessionState next) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Returns the streams that are to end.
+  using Streams = std::vector<std::shared_ptr<SessionStream>>;
+  Streams MoveTo(SessionState next) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  static void EndAll(const Streams& streams, const absl::Status& why);
 
   Pool* const pool_;
   const uint32_t id_;
@@ -138,6 +154,7 @@ class Session {
   uint64_t loan_bytes_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t pending_bytes_ ABSL_GUARDED_BY(mu_) = 0;  // reserved, not recorded yet
   std::weak_ptr<SessionStream> stream_ ABSL_GUARDED_BY(mu_);
+  std::vector<std::weak_ptr<SessionStream>> watches_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace spanpool

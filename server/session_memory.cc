@@ -92,8 +92,11 @@ SessionMemory::SlotRange SessionMemory::WrittenSlots(uint32_t from) const {
   if (data < 0) return errno == ENXIO ? kNone : SlotRange{from, layout::kSlotCapacity};
   const off_t hole = lseek(session_fd_.get(), data, SEEK_HOLE);
   const auto slot_at = [](off_t offset) { return static_cast<uint32_t>((offset - kFirst) / 8); };
-  const uint32_t end = hole < 0 ? layout::kSlotCapacity : slot_at(hole);
-  return {std::max(from, slot_at(data)), std::min(end, layout::kSlotCapacity)};
+  const uint32_t first = std::max(from, slot_at(data));
+  if (first >= layout::kSlotCapacity) return kNone;
+  // By now there may be a hole at `data`.
+  const uint32_t end = hole < 0 ? layout::kSlotCapacity : std::max(slot_at(hole), first + 1);
+  return {first, std::min(end, layout::kSlotCapacity)};
 }
 
 }  // namespace spanpool

@@ -40,7 +40,8 @@ class SessionMemory {
     uint32_t first = 0;
     uint32_t end = 0;  // first >= kSlotCapacity: no slot from `from` on was ever written
   };
-  // The first run of slots at or after `from` that may have been written.
+  // The first run of slots at or after `from` that may have been written. Never empty, so that
+  // whoever goes through them gets on, even if the client makes holes meanwhile.
   SlotRange WrittenSlots(uint32_t from) const;
 
  private:

@@ -2,11 +2,14 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <linux/falloc.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <set>
+#include <thread>
 
 #include "proto/layout/attach.h"
 
@@ -55,6 +58,26 @@ TEST(SessionMemory, EverySlotThatWasWrittenIsFoundAndLookingBacksNothing) {
   EXPECT_EQ(found, written);
   EXPECT_LT(looked_at, 20'000u) << "holes are skipped";
   EXPECT_EQ(BackedBytes(memory.session_fd()), backed);
+}
+
+TEST(SessionMemory, AScanGetsOnWhileTheClientMakesHolesAndFillsThem) {
+  const auto memory = SessionMemory::Create(1);
+  ASSERT_TRUE(memory.ok());
+  std::atomic<bool> stop{false};
+  std::thread client([&, fd = (*memory)->session_fd()] {
+    while (!stop) {
+      fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 4096, 4096);
+      (*memory)->slot(0) = 1;
+    }
+  });
+  for (int scan = 0; scan < 20'000; ++scan) {
+    for (SessionMemory::SlotRange range = (*memory)->WrittenSlots(0);
+         range.first < layout::kSlotCapacity; range = (*memory)->WrittenSlots(range.end)) {
+      ASSERT_LT(range.first, range.end);
+    }
+  }
+  stop = true;
+  client.join();
 }
 
 TEST(SessionMemory, AScanMayStartAnywhere) {

@@ -21,6 +21,9 @@ using layout::SlotState;
 
 // Words in one recount. An honest process dies with one for each of its threads, and a few.
 constexpr size_t kMaxBatch = 65536;
+// So many make room for every slot there can be.
+constexpr int kMaxRecounts = 64;
+static_assert(kMaxRecounts * kMaxBatch > layout::kSlotCapacity);
 constexpr uint32_t kSpansAtATime = 64;
 
 }  // namespace
@@ -38,8 +41,10 @@ ReapProgress SessionReaper::Reap(Session& session, uint32_t budget) {
       if (!ReapSlot(session, index)) reaping.ambiguous.push_back(index);
     }
   }
-  while (!reaping.ambiguous.empty()) {
+  if (!reaping.ambiguous.empty()) {
     if (!RecountAmbiguous(session)) return ReapProgress::kPutOff;
+    // A round is long: others have their turn now.
+    if (!reaping.ambiguous.empty()) return ReapProgress::kMore;
   }
   // Every slot is FREE: only now may the spans be used again.
   while (session.loan_count() != 0) {
@@ -47,6 +52,7 @@ ReapProgress SessionReaper::Reap(Session& session, uint32_t budget) {
     const std::vector<Span*> spans = session.TakeLoans(std::min(budget, kSpansAtATime));
     for (Span* span : spans) options_.heap->Return(span);
     options_.returned(spans.size());
+    reaping.spans += spans.size();
     budget -= static_cast<uint32_t>(spans.size());
   }
   return ReapProgress::kDone;
@@ -87,6 +93,7 @@ bool SessionReaper::ReapSlot(Session& session, uint32_t index) {
     layout::FreeSlot(shared);
     return true;
   }
+  ++session.reaping.references;
   if (slot.state() == SlotState::kTransit) ReapTransit(session, index, slot);
   DropReference(shared, *word, slot.granule());
   return true;
@@ -162,10 +169,15 @@ bool SessionReaper::RecountAmbiguous(Session& session) {
       left.push_back(slot);
     }
   }
-  // Each round settles what it looked at, or is told to wait.
-  const bool progress = left.size() < ambiguous.size();
   ambiguous.swap(left);
-  return ambiguous.empty() || (progress && !any_put_off);
+  if (any_put_off) return false;
+  // Each round settles what it looked at. Unless what it looked at changes.
+  if (++session.reaping.recounts >= kMaxRecounts && !ambiguous.empty()) {
+    options_.lie(session, "slots that change although its process is dead");
+    for (const uint32_t slot : ambiguous) layout::FreeSlot(memory.slot(slot));
+    ambiguous.clear();
+  }
+  return true;
 }
 
 }  // namespace spanpool

@@ -11,7 +11,9 @@
 //       aside.
 //  2. All blocks put aside are recounted, in one pass over the slots of the pool (recounter.h),
 //  which
-//     leaves these slots FREE. If a recount has to be put off, so is the rest.
+//     leaves these slots FREE. If a recount has to be put off, so is the rest. Slots that go on
+//     changing are written by somebody whom the dead process gave its segment to: after some rounds
+//     they are a lie, and cleared.
 //  3. Only when every slot is FREE are the session's spans returned to the heap, which sweeps them:
 //     private blocks are free, shared ones live on until their last holder drops them.
 //
@@ -57,7 +59,7 @@ class SessionReaper {
     // How long session 0 keeps what was under way when its sender died.
     absl::Duration transit_grace;
     // A slot of the session makes no sense.
-    std::function<void(const Session&, const char* what)> lie;
+    std::function<void(Session&, const char* what)> lie;
     // A word makes no sense; nobody can be blamed.
     std::function<void(GranuleId, const char* why)> quarantine;
     // Handles that were under way are lost with the session.
@@ -77,7 +79,7 @@ class SessionReaper {
   void ReapTransit(Session& session, uint32_t index, layout::Slot slot);
   // Rule 5, b to d.
   void DropReference(layout::SharedSlot& slot, layout::SharedWord& word, GranuleId granule);
-  // False: some were put off.
+  // One round for the slots put aside. False: some were put off.
   bool RecountAmbiguous(Session& session);
 
   const Options options_;

@@ -24,6 +24,17 @@ constexpr absl::Duration kFrozenPatience = absl::Milliseconds(100);
 constexpr absl::Duration kFrozenPause = absl::Microseconds(200);
 // How often to look whether what is under way was taken.
 constexpr absl::Duration kLookInterval = absl::Milliseconds(10);
+// At how many at a time.
+constexpr size_t kLooksAtOnce = 4096;
+
+// Takes up to kLooksAtOnce out of the front of `queue`.
+template <typename T>
+std::vector<T> TakeSome(std::deque<T>* queue) {
+  const auto end = queue->begin() + static_cast<ptrdiff_t>(std::min(queue->size(), kLooksAtOnce));
+  std::vector<T> some(queue->begin(), end);
+  queue->erase(queue->begin(), end);
+  return some;
+}
 
 }  // namespace
 
@@ -49,14 +60,19 @@ void WorkerReferences::GiveSlot(uint32_t slot) {
 }
 
 absl::StatusOr<uint32_t> WorkerReferences::Open(GranuleId granule, uint64_t generation) {
+  // What clients leave is for Adopt.
+  return OpenWithin(granule, generation, layout::kMaxClientRefs, kFrozenPatience);
+}
+
+absl::StatusOr<uint32_t> WorkerReferences::OpenWithin(GranuleId granule, uint64_t generation,
+                                                      uint32_t most_refs, absl::Duration patience) {
   layout::SharedWord* const word = arenas_->WordOf(granule);
   if (word == nullptr) return absl::NotFoundError("there never was such a block");
   absl::StatusOr<uint32_t> slot = NewSlot();
   if (!slot.ok()) return slot.status();
-  const absl::Time deadline = absl::Now() + kFrozenPatience;
+  const absl::Time deadline = absl::Now() + patience;
   for (;;) {
-    switch (layout::OpenBlock(memory_->slot(*slot), *word, granule, generation, layout::kMaxRefs)
-                .result) {
+    switch (layout::OpenBlock(memory_->slot(*slot), *word, granule, generation, most_refs).result) {
       case OpenResult::kOpened:
         return slot;
       case OpenResult::kRefused:
@@ -90,16 +106,24 @@ bool WorkerReferences::TryRelease(uint32_t index) {
     took_last_.store(true, std::memory_order_relaxed);
   }
   layout::FreeSlot(slot);
-  GiveSlot(index);
   return true;
 }
 
 void WorkerReferences::Release(uint32_t index) {
   layout::SharedSlot& slot = memory_->slot(index);
   layout::BeginRelease(slot, Slot(slot.load(std::memory_order_relaxed)).granule());
-  if (TryRelease(index)) return;
   RankedMutexLock lock(&mu_);
-  pending_.push_back(index);
+  // Under the lock: if the recount ends after this look, the Settle that follows it finds the slot
+  // on the list.
+  ReleaseOrEnlistLocked(index);
+}
+
+void WorkerReferences::ReleaseOrEnlistLocked(uint32_t index) {
+  if (TryRelease(index)) {
+    free_.push_back(index);
+  } else {
+    pending_.push_back(index);
+  }
 }
 
 bool WorkerReferences::IsUnderWay(Slot slot, const layout::SlotNote& note) {
@@ -117,7 +141,9 @@ absl::Status WorkerReferences::Adopt(Slot dead, const layout::SlotNote& note, ab
   const layout::SharedWord* const word = arenas_->WordOf(dead.granule());
   if (word == nullptr) return absl::NotFoundError("there never was such a block");
   const BlockWord now(word->load(std::memory_order_acquire));
-  absl::StatusOr<uint32_t> heir = Open(dead.granule(), now.generation());
+  // The reaper recounts, and does not now: a word that is frozen all the same will stay so.
+  absl::StatusOr<uint32_t> heir =
+      OpenWithin(dead.granule(), now.generation(), layout::kMaxRefs, absl::ZeroDuration());
   if (!heir.ok()) return heir.status();
   layout::SlotNote& own = memory_->note(*heir);
   own.entry.store(note.entry.load(std::memory_order_relaxed), std::memory_order_relaxed);
@@ -146,17 +172,14 @@ bool WorkerReferences::TryLetGo(const Transit& transit, absl::Time now) {
 }
 
 absl::Time WorkerReferences::Settle(absl::Time now) {
-  std::vector<uint32_t> pending;
   std::vector<Transit> transits;
   {
     RankedMutexLock lock(&mu_);
-    pending.swap(pending_);
-    transits.swap(transits_);
+    transits = TakeSome(&transits_);
   }
-  std::erase_if(pending, [this](uint32_t slot) { return TryRelease(slot); });
   std::erase_if(transits, [this, now](const Transit& each) { return TryLetGo(each, now); });
   RankedMutexLock lock(&mu_);
-  pending_.insert(pending_.end(), pending.begin(), pending.end());
+  for (const uint32_t slot : TakeSome(&pending_)) ReleaseOrEnlistLocked(slot);
   transits_.insert(transits_.end(), transits.begin(), transits.end());
   return pending_.empty() && transits_.empty() ? absl::InfiniteFuture() : now + kLookInterval;
 }

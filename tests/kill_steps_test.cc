@@ -52,6 +52,36 @@ std::string SentByPartner(Stage& stage) {
   return stage.partner.Must("send p");
 }
 
+// From here on nothing that the victim has asked for is carried out any more.
+void AwaitVictimsDeath(Stage& stage) {
+  stage.victim.process().Signal(SIGKILL);
+  EXPECT_TRUE(stage.daemon.Eventually([](const auto& pool) { return pool.sessions() == 3; }));
+}
+// A name that was to go with the victim: it stands no more, or not for long.
+void ExpectNameGoes(Stage& stage) {
+  AwaitVictimsDeath(stage);
+  EXPECT_TRUE(stage.daemon.Eventually([&stage](const auto&) {
+    const absl::Status opened = stage.partner.Do("open_name n name").status();
+    (void)stage.partner.Do("drop n");
+    return absl::IsNotFound(opened);
+  }));
+}
+// A name that was to stay: it stands for what one of the seeds filled, or not at all if
+// `may_be_gone`.
+void ExpectNameOpens(Stage& stage, const std::vector<std::string>& seeds, bool may_be_gone) {
+  AwaitVictimsDeath(stage);
+  const absl::Status opened = stage.partner.Do("open_name n name").status();
+  if (!opened.ok()) {
+    EXPECT_TRUE(may_be_gone && absl::IsNotFound(opened)) << opened;
+    return;
+  }
+  bool good = false;
+  for (const std::string& seed : seeds) good |= stage.partner.Do("check n " + seed).ok();
+  EXPECT_TRUE(good);
+  stage.partner.Must("unpublish name");
+  stage.partner.Must("drop n");
+}
+
 std::vector<Operation> Operations() {
   return {
       {.name = "share",
@@ -154,6 +184,71 @@ std::vector<Operation> Operations() {
              stage.victim.Must("allocate b 300");
              return "take_back b " + stage.victim.Must("send b");
            }},
+      {.name = "publish",
+       .prepare =
+           [](Stage& stage) {
+             stage.victim.Must("allocate b 300");
+             return "publish b name";
+           },
+       .clean_up = ExpectNameGoes},
+      {.name = "publish to stay",
+       .prepare =
+           [](Stage& stage) {
+             stage.victim.Must("allocate b 300");
+             stage.victim.Must("fill b 6");
+             return "publish b name outlive";
+           },
+       .clean_up = [](Stage& stage) { ExpectNameOpens(stage, {"6"}, /*may_be_gone=*/true); }},
+      {.name = "publish what another has",
+       .prepare =
+           [](Stage& stage) {
+             stage.victim.Must("allocate b 300");
+             stage.partner.Must("open p " + stage.victim.Must("share b"));
+             return "publish b name";
+           },
+       .clean_up =
+           [](Stage& stage) {
+             ExpectNameGoes(stage);
+             DropFromPartner(stage);
+           },
+       .block = [](Stage& stage) { return stage.partner.Must("share p"); }},
+      {.name = "publish in place of another block",
+       .prepare =
+           [](Stage& stage) {
+             for (const char* buffer : {"b", "c"}) {
+               stage.victim.Must(absl::StrCat("allocate ", buffer, " 300"));
+             }
+             stage.victim.Must("fill b 6");
+             stage.victim.Must("fill c 7");
+             stage.victim.Must("publish b name outlive");
+             return "publish c name outlive replace";
+           },
+       .clean_up =
+           [](Stage& stage) {
+             ExpectNameOpens(stage, {"6", "7"}, /*may_be_gone=*/false);
+           }},
+      {.name = "unpublish",
+       .prepare =
+           [](Stage& stage) {
+             stage.victim.Must("allocate b 300");
+             stage.victim.Must("fill b 6");
+             stage.victim.Must("publish b name outlive");
+             return "unpublish name";
+           },
+       .clean_up = [](Stage& stage) { ExpectNameOpens(stage, {"6"}, /*may_be_gone=*/true); }},
+      {.name = "open by name",
+       .prepare =
+           [](Stage& stage) {
+             stage.partner.Must("allocate p 300");
+             stage.partner.Must("publish p name");
+             return "open_name b name";
+           },
+       .clean_up =
+           [](Stage& stage) {
+             stage.partner.Must("unpublish name");
+             DropFromPartner(stage);
+           },
+       .block = [](Stage& stage) { return stage.partner.Must("share p"); }},
       {.name = "exchange", .prepare = [](Stage&) { return "allocate b 5000"; }},
       {.name = "return",
        .prepare =

@@ -8,6 +8,7 @@ after an upgrade every compile command that depends on the library changes and i
 # Target name -> (pkg-config module, Debian package that holds its headers).
 _LIBRARIES = {
     "absl_base": ("absl_base", "libabsl-dev"),
+    "absl_btree": ("absl_btree", "libabsl-dev"),
     "absl_cleanup": ("absl_cleanup", "libabsl-dev"),
     "absl_core_headers": ("absl_core_headers", "libabsl-dev"),
     "absl_flat_hash_map": ("absl_flat_hash_map", "libabsl-dev"),
@@ -50,7 +51,7 @@ _PLAIN_LIBRARIES = {
 # linker options, Debian package). SPANPOOL_HAVE_NAME is 1 where the package is installed.
 _PEERS = {
     "boost_interprocess": (None, [], "libboost-dev"),
-    "dpdk": ("libdpdk", ["-lrte_mempool", "-lrte_eal"], "libdpdk-dev"),
+    "dpdk": ("libdpdk", ["-lrte_mempool", "-lrte_ring", "-lrte_eal"], "libdpdk-dev"),
     "valgrind": (None, [], "valgrind"),
 }
 

@@ -43,8 +43,8 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "bench/alloc/instructions.h"
-#include "bench/alloc/spsc_ring.h"
 #include "bench/harness.h"
+#include "bench/spsc_ring.h"
 
 namespace spanpool::bench {
 
@@ -135,7 +135,7 @@ double Local2(Allocator allocator, size_t bytes, int64_t n) {
 
 template <typename Allocator>
 double Cross2(Allocator allocator, size_t bytes, int64_t n) {
-  const auto ring = std::make_unique<SpscRing<kRingBlocks>>();
+  const auto ring = std::make_unique<SpscRing<void*, kRingBlocks>>();
   return RunTwo(
       allocator, nullptr,
       [=, &ring] {

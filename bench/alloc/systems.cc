@@ -5,18 +5,17 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
-#include <optional>
+#include <string_view>
 #include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/string_view.h"
-#include "absl/strings/strip.h"
 #include "absl/time/time.h"
 #include "bench/child.h"
 #include "bench/pool_daemon.h"
+#include "bench/program.h"
 #include "tests/support/process.h"
 
 namespace spanpool::bench {
@@ -62,28 +61,33 @@ class Pool {
   std::unique_ptr<PoolDaemon> daemon_;
 };
 
-class Program {
+// A system's program, started when it is first asked.
+class SystemProgram {
  public:
-  Program(const System& system, bool count_instructions, std::shared_ptr<Pool> pool)
+  SystemProgram(const System& system, bool count_instructions, std::shared_ptr<Pool> pool)
       : system_(system), count_instructions_(count_instructions), pool_(std::move(pool)) {}
-  ~Program() {
-    if (process_) {
-      process_->CloseInput();
-      process_->Wait();
-    }
+  ~SystemProgram() {
+    program_.reset();
     std::error_code ignored;
     if (!folder_.empty()) std::filesystem::remove_all(folder_, ignored);
   }
-  Program(const Program&) = delete;
-  Program& operator=(const Program&) = delete;
+  SystemProgram(const SystemProgram&) = delete;
+  SystemProgram& operator=(const SystemProgram&) = delete;
 
   absl::StatusOr<double> Measure(const std::string& pattern, size_t bytes, absl::Duration time) {
-    if (!process_) {
-      if (absl::Status status = Start(); !status.ok()) return status;
+    if (!program_) {
+      if (absl::Status status = Start(); !status.ok()) {
+        program_.reset();
+        return status;
+      }
     }
-    process_->WriteLine(absl::StrCat(pattern, " ", bytes, " ", absl::ToInt64Milliseconds(time)));
-    const absl::StatusOr<std::string> answer = Answer();
-    if (!answer.ok()) return answer.status();
+    const absl::StatusOr<std::string> answer =
+        program_->Ask(absl::StrCat(pattern, " ", bytes, " ", absl::ToInt64Milliseconds(time)));
+    if (!answer.ok()) {
+      // The next case starts it anew.
+      if (absl::IsAborted(answer.status())) program_.reset();
+      return answer.status();
+    }
     double value = 0;
     if (!absl::SimpleAtod(*answer, &value)) {
       return absl::InternalError(absl::StrCat(system_.program, " answered \"", *answer, "\""));
@@ -112,38 +116,21 @@ class Program {
                                            "--collect-atstart=no", "--callgrind-out-file=" + out});
       options.environment.emplace_back("SPANPOOL_BENCH_CALLGRIND_OUT", out);
     }
-    process_.emplace(arguments, options);
-    const absl::StatusOr<std::string> answer = Answer();
-    if (answer.ok() && *answer == "READY") return absl::OkStatus();
-    process_.reset();
-    if (!answer.ok()) return answer.status();
-    return absl::InternalError(absl::StrCat(system_.program, " greeted with \"", *answer, "\""));
-  }
-
-  absl::StatusOr<std::string> Answer() {
-    const std::optional<std::string> line = process_->ReadLine();
-    if (!line) {
-      // The next case starts it anew.
-      const std::string why = LastLine(process_->standard_error());
-      process_.reset();
-      return absl::AbortedError(absl::StrCat(system_.program, " ended, or hangs: ", why));
-    }
-    absl::string_view text = *line;
-    if (absl::ConsumePrefix(&text, "ABSENT ")) return absl::UnavailableError(text);
-    return *line;
+    program_ = std::make_unique<Program>(arguments, options);
+    return program_->Ready();
   }
 
   const System& system_;
   const bool count_instructions_;
   const std::shared_ptr<Pool> pool_;
   std::string folder_;
-  std::optional<testing::Process> process_;
+  std::unique_ptr<Program> program_;
 };
 
 void Add(Suite& suite, const std::vector<PatternCase>& cases, bool count_instructions) {
   const auto pool = std::make_shared<Pool>();
   for (const System& system : kSystems) {
-    const auto program = std::make_shared<Program>(system, count_instructions, pool);
+    const auto program = std::make_shared<SystemProgram>(system, count_instructions, pool);
     for (const PatternCase& c : cases) {
       suite.Add(c.name, system.name, [=, time = suite.round_time()]() -> absl::StatusOr<Metrics> {
         const absl::StatusOr<double> value = program->Measure(c.pattern, c.bytes, time);

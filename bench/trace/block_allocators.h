@@ -15,6 +15,7 @@
 #define SPANPOOL_BENCH_TRACE_BLOCK_ALLOCATORS_H_
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <string_view>
 
@@ -32,6 +33,10 @@ class BlockAllocator {
   virtual size_t Usable(void* block, size_t bytes) = 0;
   // Into how many pieces free memory is broken, where an allocator can say: what a walk passes.
   virtual size_t holes() const { return 0; }
+  // What other processes hold in memory for this one, and how long they have worked (processor
+  // time, in nanoseconds). Differences count: what was there before may be in both.
+  virtual uint64_t bytes_elsewhere() { return 0; }
+  virtual double ns_elsewhere() { return 0; }
 };
 
 // Null for a name that is none of the above.

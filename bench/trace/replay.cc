@@ -1,14 +1,4 @@
-// Replays a trace against one allocator and prints, as JSON, how much memory that took.
-//
-//   replay --allocator NAME [--samples N] [--events N] TRACE
-//
-// Every block is touched once on each of its 4 KiB pages, as a program that uses what it asked for
-// would; then the anonymous memory of the process (/proc/self/smaps_rollup), less what it was
-// before, is what the allocator took from the system, its own records included, whichever allocator
-// it is. Memory is counted without transparent huge pages, which would round it in ways that hide
-// the allocator's doing.
-//
-// All that the replay itself needs is allocated and touched before the first event.
+#include "bench/trace/replay.h"
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -22,12 +12,13 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <iostream>
 #include <memory>
 #include <string>
 #include <string_view>
 
-#include "bench/trace/block_allocators.h"
+#include "bench/harness.h"
 #include "bench/trace/trace_format.h"
 #include "nlohmann/json.hpp"
 
@@ -48,26 +39,10 @@ T* Mapped(size_t count) {
   return static_cast<T*>(memory);
 }
 
-// Bytes of anonymous memory of this process. Allocates nothing.
-uint64_t AnonymousBytes() {
-  static char text[4096];
-  const int fd = open("/proc/self/smaps_rollup", O_RDONLY | O_CLOEXEC);
-  if (fd < 0) Fail("this kernel has no /proc/self/smaps_rollup");
-  size_t length = 0;
-  for (ssize_t n; (n = read(fd, text + length, sizeof(text) - 1 - length)) > 0;) {
-    length += static_cast<size_t>(n);
-  }
-  close(fd);
-  text[length] = 0;
-  const char* line = std::strstr(text, "\nAnonymous:");
-  if (line == nullptr) Fail("/proc/self/smaps_rollup has no line Anonymous");
-  return std::strtoull(line + std::strlen("\nAnonymous:"), nullptr, 10) * 1024;
-}
-
-// Time that this thread has run, in the kernel's page faults too.
-double ThreadNs() {
+// Time that this process has run, all threads, in the kernel's page faults too.
+double ProcessNs() {
   timespec now{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
   return static_cast<double>(now.tv_sec) * 1e9 + static_cast<double>(now.tv_nsec);
 }
 
@@ -129,6 +104,7 @@ struct Outline {
   uint64_t allocated_bytes = 0;
   uint64_t peak_live_bytes = 0;
   uint64_t peak_event = 0;  // the event after which that much is live
+  uint64_t largest_bytes = 0;
 };
 
 // Reads the trace twice, for its length and then for what it says. Allocates nothing that the
@@ -154,6 +130,7 @@ Outline Read(const char* path, const Trace& trace, uint64_t max_events) {
     bytes_of[next_id++] = event.value;
     live += event.value;
     outline.allocated_bytes += event.value;
+    outline.largest_bytes = std::max(outline.largest_bytes, event.value);
     if (live > outline.peak_live_bytes) {
       outline.peak_live_bytes = live;
       outline.peak_event = outline.events;
@@ -164,23 +141,92 @@ Outline Read(const char* path, const Trace& trace, uint64_t max_events) {
   return outline;
 }
 
-nlohmann::json Replay(const Trace& trace, const Outline& outline, std::string_view name,
-                      uint64_t samples) {
+// The allocator `none`.
+class None : public BlockAllocator {
+ public:
+  explicit None(uint64_t largest_bytes)
+      : memory_(Mapped<char>(largest_bytes + kMaxAlignment)), bytes_(largest_bytes) {}
+  ~None() override { munmap(memory_, bytes_ + kMaxAlignment); }
+
+  void* Alloc(size_t, size_t alignment) override {
+    if (alignment > kMaxAlignment) return nullptr;
+    const auto address = reinterpret_cast<uintptr_t>(memory_);
+    return memory_ + ((address + alignment - 1) / alignment * alignment - address);
+  }
+  void Free(void*, size_t) override {}
+  size_t Usable(void*, size_t bytes) override { return bytes; }
+
+ private:
+  static constexpr uint64_t kMaxAlignment = 1 << 20;  // populated, so not the format's 2^30
+
+  char* const memory_;
+  const uint64_t bytes_;
+};
+
+size_t AlignmentOf(const TraceEvent& event) {
+  return std::max<size_t>(16, size_t{1} << event.alignment_log2);
+}
+
+// Replays all events; leaves what was not freed in `blocks`, where all else is null.
+void ReplayOnce(const Trace& trace, const Outline& outline, BlockAllocator* allocator,
+                Block* blocks) {
+  uint64_t events = 0;
+  uint64_t next_id = 0;
+  TraceReader reader = trace.reader();
+  for (TraceEvent event; events < outline.events && reader.Next(&event); ++events) {
+    if (event.kind == TraceEvent::Kind::kFree) {
+      Block& block = blocks[event.value];
+      allocator->Free(block.data, block.bytes);
+      block.data = nullptr;
+      continue;
+    }
+    Block& block = blocks[next_id++];
+    block.bytes = event.value;
+    block.data = allocator->Alloc(block.bytes, AlignmentOf(event));
+    if (block.data == nullptr) Fail("out of memory after event " + std::to_string(events));
+    Touch(block.data, block.bytes);
+  }
+}
+
+nlohmann::json ReplayForTime(const Trace& trace, const Outline& outline,
+                             BlockAllocator* allocator) {
+  Block* const blocks = Mapped<Block>(outline.allocations);
+  const auto count = static_cast<double>(std::max<uint64_t>(1, outline.events));
+  const double start_elsewhere_ns = allocator->ns_elsewhere();
+  const double start_process_ns = ProcessNs();
+  const double start_ns = NowNs(TimeOf::kWall);
+  ReplayOnce(trace, outline, allocator, blocks);
+  const double ns = NowNs(TimeOf::kWall) - start_ns;
+  const double cpu_ns =
+      ProcessNs() - start_process_ns + (allocator->ns_elsewhere() - start_elsewhere_ns);
+
+  for (uint64_t id = 0; id < outline.allocations; ++id) {
+    if (blocks[id].data != nullptr) allocator->Free(blocks[id].data, blocks[id].bytes);
+  }
+  const double again_ns = NowNs(TimeOf::kWall);
+  ReplayOnce(trace, outline, allocator, blocks);
+  return {{"events", outline.events},
+          {"ns_per_op", ns / count},
+          {"cpu_ns_per_op", cpu_ns / count},
+          {"again_ns_per_op", (NowNs(TimeOf::kWall) - again_ns) / count}};
+}
+
+nlohmann::json ReplayForMemory(const Trace& trace, const Outline& outline,
+                               BlockAllocator* allocator, uint64_t samples) {
   Block* const blocks = Mapped<Block>(outline.allocations);
   Sample* const series = Mapped<Sample>(samples + 2);
   size_t sampled = 0;
   const uint64_t step = std::max<uint64_t>(1, outline.events / samples);
-  std::unique_ptr<BlockAllocator> allocator = MakeBlockAllocator(name);
-  if (allocator == nullptr) Fail("unknown allocator " + std::string(name));
-  (void)AnonymousBytes();  // touches what reading touches
-  const uint64_t before = AnonymousBytes();
-  const auto footprint = [before] {
-    const uint64_t now = AnonymousBytes();
+  const auto held = [allocator] {
+    return AnonymousBytesOf("/proc/self/smaps_rollup") + allocator->bytes_elsewhere();
+  };
+  (void)held();  // touches what looking touches
+  const uint64_t before = held();
+  const auto footprint = [before, held] {
+    const uint64_t now = held();
     return now > before ? now - before : 0;
   };
 
-  double looking_ns = 0;
-  const double start_ns = ThreadNs();
   uint64_t live = 0;
   uint64_t usable = 0;
   uint64_t event_index = 0;
@@ -197,8 +243,7 @@ nlohmann::json Replay(const Trace& trace, const Outline& outline, std::string_vi
     } else {
       Block& block = blocks[next_id++];
       block.bytes = event.value;
-      block.data =
-          allocator->Alloc(block.bytes, std::max<size_t>(16, size_t{1} << event.alignment_log2));
+      block.data = allocator->Alloc(block.bytes, AlignmentOf(event));
       if (block.data == nullptr) Fail("out of memory after event " + std::to_string(event_index));
       Touch(block.data, block.bytes);
       live += block.bytes;
@@ -206,9 +251,7 @@ nlohmann::json Replay(const Trace& trace, const Outline& outline, std::string_vi
     }
     const bool at_peak = event_index == outline.peak_event;
     if (at_peak || (event_index % step == 0 && sampled <= samples)) {
-      const double look_ns = ThreadNs();
       const uint64_t now = footprint();
-      looking_ns += ThreadNs() - look_ns;
       series[sampled++] = {event_index, live, now, allocator->holes()};
       if (at_peak) {
         footprint_at_peak = now;
@@ -216,7 +259,6 @@ nlohmann::json Replay(const Trace& trace, const Outline& outline, std::string_vi
       }
     }
   }
-  const double spent_ns = ThreadNs() - start_ns - looking_ns;
   series[sampled++] = {event_index, live, footprint(), allocator->holes()};
 
   uint64_t peak_footprint = 0;
@@ -232,19 +274,39 @@ nlohmann::json Replay(const Trace& trace, const Outline& outline, std::string_vi
           {"peak_footprint", peak_footprint},
           {"footprint_at_peak_live", footprint_at_peak},
           {"usable_at_peak_live", usable_at_peak},
-          {"ns_per_event", spent_ns / static_cast<double>(std::max<uint64_t>(1, event_index))},
           {"series", points}};
 }
 
-int Main(int argc, char** argv) {
-  std::string_view allocator;
+}  // namespace
+
+uint64_t AnonymousBytesOf(const char* smaps_rollup) {
+  static char text[4096];
+  const int fd = open(smaps_rollup, O_RDONLY | O_CLOEXEC);
+  if (fd < 0) Fail(std::string("cannot read ") + smaps_rollup);
+  size_t length = 0;
+  for (ssize_t n; (n = read(fd, text + length, sizeof(text) - 1 - length)) > 0;) {
+    length += static_cast<size_t>(n);
+  }
+  close(fd);
+  text[length] = 0;
+  const char* line = std::strstr(text, "\nAnonymous:");
+  if (line == nullptr) Fail(std::string(smaps_rollup) + " has no line Anonymous");
+  return std::strtoull(line + std::strlen("\nAnonymous:"), nullptr, 10) * 1024;
+}
+
+int ReplayMain(int argc, char** argv,
+               const std::function<std::unique_ptr<BlockAllocator>(std::string_view)>& make) {
+  std::string_view name;
   const char* path = nullptr;
+  bool time = false;
   uint64_t samples = 200;
   uint64_t events = UINT64_MAX;
   for (int i = 1; i < argc; ++i) {
     const std::string_view argument = argv[i];
     if (argument == "--allocator" && i + 1 < argc) {
-      allocator = argv[++i];
+      name = argv[++i];
+    } else if (argument == "--time") {
+      time = true;
     } else if (argument == "--samples" && i + 1 < argc) {
       samples = std::clamp<uint64_t>(std::strtoull(argv[++i], nullptr, 10), 1, 100'000);
     } else if (argument == "--events" && i + 1 < argc) {
@@ -252,20 +314,23 @@ int Main(int argc, char** argv) {
     } else if (!argument.starts_with("-") && path == nullptr) {
       path = argv[i];
     } else {
-      Fail("usage: replay --allocator NAME [--samples N] [--events N] TRACE");
+      name = {};
+      break;
     }
   }
-  if (allocator.empty() || path == nullptr) {
-    Fail("usage: replay --allocator NAME [--samples N] [--events N] TRACE");
+  if (name.empty() || path == nullptr) {
+    Fail("usage: --allocator NAME [--time] [--samples N] [--events N] TRACE");
   }
   (void)prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
   const Trace trace = Open(path);
   const Outline outline = Read(path, trace, events);
-  std::cout << Replay(trace, outline, allocator, samples).dump() << "\n";
+  const std::unique_ptr<BlockAllocator> allocator =
+      name == "none" ? std::make_unique<None>(outline.largest_bytes) : make(name);
+  if (allocator == nullptr) Fail("unknown allocator " + std::string(name));
+  const nlohmann::json report = time ? ReplayForTime(trace, outline, allocator.get())
+                                     : ReplayForMemory(trace, outline, allocator.get(), samples);
+  std::cout << report.dump() << "\n";
   return 0;
 }
 
-}  // namespace
 }  // namespace spanpool::bench
-
-int main(int argc, char** argv) { return spanpool::bench::Main(argc, argv); }

@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "spanpool/handle.h"
 
@@ -75,6 +76,21 @@ class Buffer {
   //   UNAVAILABLE          the block's references are being recounted after a death; try again
   absl::StatusOr<Handle> Send() &&;
 
+  // How many references to the block there are besides that of this buffer and its Refs, at this
+  // moment: one for each Buffer that was opened, in whatever process, for each handle that was sent
+  // and not opened yet, and for each name. 0 while the block was not shared. Those of a dead
+  // process count until the daemon has taken them back.
+  //
+  // 0 does not last where somebody still has the handle and this buffer lives.
+  uint32_t readers() const;
+
+  // Waits until readers() is 0: everybody else has let go, or died. What they did to the block
+  // before is seen. It costs those who let go nothing: the word of the block is looked at again and
+  // again, every 20 us at first; who has waited long learns of it up to 2 ms late.
+  //   DEADLINE_EXCEEDED    there are readers still
+  //   FAILED_PRECONDITION  the buffer is empty, or this is a forked child
+  absl::Status AwaitNoReaders(absl::Time deadline) const;
+
   // Another owner in this process. Cheap: no shared memory is touched.
   Buffer Ref() const;
 
@@ -96,6 +112,7 @@ class Buffer {
     if (core_ != nullptr) Release();
   }
   void Release();
+  bool IsShared() const;
 
   internal::SessionCore* core_ = nullptr;
   std::byte* data_ = nullptr;

@@ -23,6 +23,11 @@
 // "Gone" is the reference: if nobody else holds the block, it is free again.
 // Who sleeps and was to be woken by a process that died first looks by itself within 50 ms.
 //
+// Who else has it open block().readers() tells: each Channel, in whatever process, and each name
+// that the channel is published under, is one; those of a dead process go when the daemon has taken
+// them back. So who waits for a peer that may die waits a while at a time, and looks. To learn at
+// once who died, let each peer publish a name (names.h).
+//
 // The channel lives in a block of the pool, as long as anybody has it open. When the last one lets
 // go, what is still in it is dropped: by each sender when it next allocates, sends or tidies up.
 //

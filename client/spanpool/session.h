@@ -6,10 +6,15 @@
 #include <cstddef>
 #include <memory>
 #include <memory_resource>
+#include <string_view>
+#include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "spanpool/buffer.h"
 #include "spanpool/handle.h"
+#include "spanpool/names.h"
 #include "spanpool/options.h"
 #include "spanpool/thread_cache.h"
 
@@ -18,7 +23,7 @@ namespace spanpool {
 // Thread-safe. Destroying it frees all blocks of Malloc() and resource(); Buffers stay valid, and
 // the process stays attached until the last of them is gone.
 //
-// A forked child is not attached: there Allocate() and Open() fail with FAILED_PRECONDITION,
+// A forked child is not attached: there whatever returns a Status fails with FAILED_PRECONDITION,
 // Malloc() returns nullptr and Free() does nothing, until the child attaches a session of its own.
 // The parent is not affected.
 class Session {
@@ -57,6 +62,46 @@ class Session {
   //                        new to this process and the daemon does not answer
   //   DATA_LOSS            some process wrote over the pool's tables
   absl::StatusOr<Buffer> Open(const Handle& handle);
+
+  // Publishes the buffer's block under a name, and shares it if it was not. The buffer is the
+  // caller's as before: the name holds a reference of its own. Publishing the same block under the
+  // same name again succeeds. Waits for the daemon, up to 5 s.
+  //   ALREADY_EXISTS       the name stands, for another block or another session's; see
+  //                        PublishOptions::replace
+  //   INVALID_ARGUMENT     this is no name (names.h says what is)
+  //   PERMISSION_DENIED    the session is read-only
+  //   RESOURCE_EXHAUSTED   the pool has as many names as it may (`limits.names`), or the block as
+  //                        many references as there can be
+  //   FAILED_PRECONDITION  the buffer is empty or of another pool; or as Buffer::Share
+  //   UNAVAILABLE          the daemon does not answer: the name may stand or not; try again. Or the
+  //                        block is being recounted after a death; try again
+  //   UNAUTHENTICATED      the daemon has ended the session; attach again
+  absl::Status Publish(std::string_view name, const Buffer& buffer,
+                       const PublishOptions& options = {});
+
+  // Removes a name, whoever published it. Who has opened the block keeps it.
+  //   NOT_FOUND  nothing is published under that name
+  //   INVALID_ARGUMENT, PERMISSION_DENIED, UNAVAILABLE, UNAUTHENTICATED  as Publish
+  absl::Status Unpublish(std::string_view name);
+
+  // Opens the block that is published under a name at some moment of the call.
+  //   NOT_FOUND  nothing is
+  //   INVALID_ARGUMENT, UNAVAILABLE, UNAUTHENTICATED  as Publish
+  //   and as Open above
+  absl::StatusOr<Buffer> Open(std::string_view name);
+  // The same, and waits for the name until `deadline`.
+  //   DEADLINE_EXCEEDED   nothing was published under it
+  //   RESOURCE_EXHAUSTED  also: the session has as many watches as it may, this being one
+  absl::StatusOr<Buffer> Open(std::string_view name, absl::Time deadline);
+
+  // The names that begin with `prefix`, in the order of their bytes. Each stood at some moment of
+  // the call.
+  //   INVALID_ARGUMENT, UNAVAILABLE, UNAUTHENTICATED  as Publish
+  absl::StatusOr<std::vector<NamedBlock>> ListNames(std::string_view prefix = "");
+
+  // Watches the names that begin with `prefix`. What else is wrong shows in NameWatch::Next.
+  //   INVALID_ARGUMENT  no name can begin so
+  absl::StatusOr<std::unique_ptr<NameWatch>> WatchNames(std::string_view prefix = "");
 
   // Opens what this session sent with the handle (Buffer::Send), if nobody has opened it yet: when
   // its receiver is gone, or the user gives up.

@@ -10,8 +10,8 @@
 //
 //   auto same = (*session)->Open(*handle);
 //
-// This header is all a user includes. Reading order: session.h, buffer.h, handle.h, channel.h,
-// options.h.
+// This header is all a user includes. Reading order: session.h, buffer.h, handle.h, names.h,
+// channel.h, options.h.
 
 #ifndef SPANPOOL_SPANPOOL_H_
 #define SPANPOOL_SPANPOOL_H_
@@ -19,6 +19,7 @@
 #include "spanpool/buffer.h"
 #include "spanpool/channel.h"
 #include "spanpool/handle.h"
+#include "spanpool/names.h"
 #include "spanpool/options.h"
 #include "spanpool/session.h"
 

@@ -1,15 +1,15 @@
 #include "examples/files/consumer.h"
 
-#include <poll.h>
-#include <sys/socket.h>
+#include <unistd.h>
 
-#include <cerrno>
 #include <cstdio>
 #include <map>
-#include <utility>
+#include <memory>
+#include <string>
 
 #include "examples/files/messages.h"
 #include "examples/files/sha256.h"
+#include "spanpool/channel.h"
 #include "spanpool/spanpool.h"
 
 namespace spanpool::demo {
@@ -22,51 +22,43 @@ int Fail(const std::string& what) {
 
 }  // namespace
 
-int RunConsumer(const std::string& target, const std::vector<int>& sockets) {
+int RunConsumer(const std::string& target, const std::vector<int>& producers) {
   auto session = Session::Attach({.target = target});
   if (!session.ok()) return Fail(session.status().ToString());
+  auto channel = Channel::Create(**session, kPiecesUnderWay);
+  if (!channel.ok()) return Fail(channel.status().ToString());
+  const Handle handle = (*channel)->handle();
+  for (const int producer : producers) {
+    if (write(producer, &handle, sizeof(handle)) != sizeof(handle)) {
+      return Fail("a producer went away");
+    }
+  }
 
   std::map<uint32_t, Sha256> hashes;
   uint64_t buffers = 0;
   uint64_t bytes = 0;
-  std::vector<pollfd> open_sockets;
-  for (int socket : sockets) open_sockets.push_back({socket, POLLIN, 0});
-  while (!open_sockets.empty()) {
-    if (poll(open_sockets.data(), open_sockets.size(), -1) < 0 && errno != EINTR) {
-      return Fail("poll failed");
-    }
-    for (size_t i = open_sockets.size(); i-- > 0;) {
-      if (open_sockets[i].revents == 0) continue;
-      Piece piece;
-      const ssize_t n = recv(open_sockets[i].fd, &piece, sizeof(piece), 0);
-      if (n < 0 && errno == EINTR) continue;
-      if (n != sizeof(piece)) {  // the producer is done
-        open_sockets.erase(open_sockets.begin() + static_cast<ptrdiff_t>(i));
-        continue;
-      }
-      if (piece.bytes == 0) {
-        std::printf("hash %u %s\n", piece.file, hashes[piece.file].Finish().c_str());
+  for (size_t done = 0; done < producers.size();) {
+    const auto message = (*channel)->Receive();
+    if (!message.ok()) return Fail(message.status().ToString());
+    const Label label = LabelOf(*message);
+    switch (label.kind) {
+      case Label::kPiece:
+        hashes[label.file].Add(message->data(), BytesOf(*message));
+        ++buffers;
+        bytes += BytesOf(*message);
+        break;
+      case Label::kEndOfFile:
+        std::printf("hash %u %s\n", label.file, hashes[label.file].Finish().c_str());
         std::fflush(stdout);
-        hashes.erase(piece.file);
-        continue;
-      }
-      {
-        auto buffer = (*session)->Open(piece.handle);
-        if (!buffer.ok()) return Fail(buffer.status().ToString());
-        if (buffer->size() != piece.bytes) {
-          return Fail("a buffer of " + std::to_string(buffer->size()) + " bytes where " +
-                      std::to_string(piece.bytes) + " were sent");
-        }
-        hashes[piece.file].Add(std::as_const(*buffer).data(), buffer->size());
-      }  // the reference is dropped here, before the producer drops its own
-      ++buffers;
-      bytes += piece.bytes;
-      const Receipt receipt{1};
-      if (send(open_sockets[i].fd, &receipt, sizeof(receipt), MSG_NOSIGNAL) < 0) {
-        return Fail("a producer went away");
-      }
+        hashes.erase(label.file);
+        break;
+      case Label::kBye:
+        ++done;
+        break;
+      default:
+        return Fail("a message without a label");
     }
-  }
+  }  // each buffer is let go here
   std::printf("consumed %llu %llu\n", static_cast<unsigned long long>(buffers),
               static_cast<unsigned long long>(bytes));
   return 0;

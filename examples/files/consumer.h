@@ -8,12 +8,13 @@
 
 namespace spanpool::demo {
 
-// The body of a consumer process: reads pieces from one socket per producer until all are closed.
-// Reports on standard output, a line each:
+// The body of a consumer process: makes a channel in the pool at `target`, writes its handle to a
+// pipe for each of the producers, and receives pieces until all of them have said goodbye. Reports
+// on standard output, a line each:
 //   hash FILE SHA256
 //   consumed BUFFERS BYTES
 // Returns the process's exit code.
-int RunConsumer(const std::string& target, const std::vector<int>& sockets);
+int RunConsumer(const std::string& target, const std::vector<int>& producers);
 
 }  // namespace spanpool::demo
 

@@ -10,7 +10,6 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/prctl.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -239,11 +238,11 @@ int Demo(const std::string& spanpoold, const std::string& spanpool,
     return 1;
   }
 
-  // One socket for each pair of producer and consumer.
-  int sockets[kProducers][kConsumers][2];
-  for (auto& row : sockets) {
+  // A pipe from each consumer to each producer, for the handle of its channel.
+  int pipes[kProducers][kConsumers][2];
+  for (auto& row : pipes) {
     for (auto& pair : row) {
-      if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0) return 1;
+      if (pipe2(pair, O_CLOEXEC) != 0) return 1;
     }
   }
   // Closes every end but those that process (`side`, `index`) uses.
@@ -251,11 +250,11 @@ int Demo(const std::string& spanpoold, const std::string& spanpool,
     std::vector<int> own;
     for (int p = 0; p < kProducers; ++p) {
       for (int c = 0; c < kConsumers; ++c) {
-        close(sockets[p][c][1 - side]);
+        close(pipes[p][c][1 - side]);
         if ((side == 0 ? p : c) == index) {
-          own.push_back(sockets[p][c][side]);
+          own.push_back(pipes[p][c][side]);
         } else {
-          close(sockets[p][c][side]);
+          close(pipes[p][c][side]);
         }
       }
     }
@@ -271,7 +270,7 @@ int Demo(const std::string& spanpoold, const std::string& spanpool,
   for (int c = 0; c < kConsumers; ++c) {
     children.push_back(Child::Fork([&, c] { return RunConsumer(run_dir, keep_own_ends(1, c)); }));
   }
-  for (auto& row : sockets) {
+  for (auto& row : pipes) {
     for (auto& pair : row) {
       close(pair[0]);
       close(pair[1]);
@@ -313,6 +312,7 @@ int Demo(const std::string& spanpoold, const std::string& spanpool,
       totals.p99_ns = std::max(totals.p99_ns, p99);
     }
   };
+  bool sound = true;
   std::vector<bool> open(children.size(), true);
   while (std::find(open.begin(), open.end(), true) != open.end()) {
     std::vector<pollfd> waits;
@@ -330,11 +330,16 @@ int Demo(const std::string& spanpoold, const std::string& spanpool,
     }
     if (ready_count <= 0) continue;
     for (size_t i = 0; i < children.size(); ++i) {
-      if (open[i] && waits[i].revents != 0) open[i] = children[i].ReadLines(on_line);
+      if (!open[i] || waits[i].revents == 0) continue;
+      open[i] = children[i].ReadLines(on_line);
+      if (open[i] || children[i].Wait() == 0) continue;
+      // The others may wait for it for ever.
+      sound = false;
+      for (size_t other = 0; other < children.size(); ++other) {
+        if (open[other]) children[other].Signal(SIGKILL);
+      }
     }
   }
-  bool sound = true;
-  for (const Child& child : children) sound &= child.Wait() == 0;
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   if (terminal) std::fprintf(stderr, "\r%60s\r", "");
 

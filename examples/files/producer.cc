@@ -1,7 +1,6 @@
 #include "examples/files/producer.h"
 
 #include <fcntl.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -10,63 +9,28 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
-#include <deque>
+#include <memory>
 #include <random>
+#include <utility>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "examples/files/messages.h"
+#include "spanpool/channel.h"
 #include "spanpool/spanpool.h"
 
 namespace spanpool::demo {
 namespace {
 
-constexpr double kSmallestPiece = 64;
+constexpr double kSmallestPiece = kSmallestMessage;
 constexpr double kLargestPiece = 4 << 20;
 constexpr size_t kSmall = 32768;
-constexpr size_t kMaxInFlight = 64;  // pieces a consumer has not yet read
 
 int Fail(const std::string& what) {
   std::fprintf(stderr, "producer: %s\n", what.c_str());
   return 1;
 }
-
-// One consumer, as its producer sees it: the socket, and the buffers it may still be reading.
-class Outlet {
- public:
-  explicit Outlet(int socket) : socket_(socket) {}
-
-  bool Send(const Piece& piece) { return send(socket_, &piece, sizeof(piece), 0) == sizeof(piece); }
-
-  // Keeps the buffer until the consumer has read it; waits for receipts beyond kMaxInFlight.
-  bool Keep(Buffer buffer) {
-    in_flight_.push_back(std::move(buffer));
-    while (TakeReceipts(MSG_DONTWAIT)) {
-    }
-    return in_flight_.size() < kMaxInFlight || TakeReceipts(0);
-  }
-
-  bool Finish() {
-    while (!in_flight_.empty()) {
-      if (!TakeReceipts(0)) return false;
-    }
-    return true;
-  }
-
- private:
-  bool TakeReceipts(int flags) {
-    Receipt receipt;
-    ssize_t n;
-    do {
-      n = recv(socket_, &receipt, sizeof(receipt), flags);
-    } while (n < 0 && errno == EINTR);
-    if (n != sizeof(receipt)) return false;
-    for (uint32_t i = 0; i < receipt.pieces && !in_flight_.empty(); ++i) in_flight_.pop_front();
-    return true;
-  }
-
-  int socket_;
-  std::deque<Buffer> in_flight_;
-};
 
 struct Tally {
   uint64_t small = 0, small_waited = 0, large = 0, large_waited = 0;
@@ -86,14 +50,36 @@ struct Tally {
   }
 };
 
+// A message of nothing but its label.
+absl::Status SendLabel(Session& session, Channel& channel, const Label& label) {
+  auto message = session.Allocate(kSmallestMessage, {.timeout = absl::Seconds(30)});
+  if (!message.ok()) return message.status();
+  WriteLabel(*message, message->size() - sizeof(Label), label);
+  return channel.Send(*std::move(message));
+}
+
+// The channel whose handle comes through the pipe.
+absl::StatusOr<std::unique_ptr<Channel>> OpenChannel(Session& session, int pipe) {
+  Handle handle;
+  if (read(pipe, &handle, sizeof(handle)) != sizeof(handle)) {
+    return absl::UnavailableError("a consumer went away");
+  }
+  return Channel::Open(session, handle);
+}
+
 }  // namespace
 
 int RunProducer(int index, const std::string& target, const std::vector<std::string>& files,
-                const std::vector<int>& sockets) {
+                const std::vector<int>& consumers) {
   auto session = Session::Attach({.target = target});
   if (!session.ok()) return Fail(session.status().ToString());
+  std::vector<std::unique_ptr<Channel>> channels;
+  for (const int consumer : consumers) {
+    auto channel = OpenChannel(**session, consumer);
+    if (!channel.ok()) return Fail(channel.status().ToString());
+    channels.push_back(*std::move(channel));
+  }
 
-  std::vector<Outlet> outlets(sockets.begin(), sockets.end());
   std::mt19937_64 random(static_cast<uint64_t>(index));
   std::uniform_real_distribution<double> log_size(std::log(kSmallestPiece),
                                                   std::log(kLargestPiece));
@@ -101,7 +87,8 @@ int RunProducer(int index, const std::string& target, const std::vector<std::str
   for (size_t i = static_cast<size_t>(index); i < files.size(); i += kProducers) {
     const int fd = open(files[i].c_str(), O_RDONLY | O_CLOEXEC);
     if (fd < 0) return Fail(files[i] + ": " + std::strerror(errno));
-    Outlet& outlet = outlets[i / kProducers % kConsumers];
+    Channel& channel = *channels[i / kProducers % channels.size()];
+    const auto file = static_cast<uint32_t>(i);
     uint64_t in_file = 0;
     while (true) {
       const size_t wanted = static_cast<size_t>(std::exp(log_size(random)));
@@ -113,29 +100,22 @@ int RunProducer(int index, const std::string& target, const std::vector<std::str
       if (!buffer.ok()) return Fail(buffer.status().ToString());
       tally.Add(wanted, (*session)->stats().refills != refills_before, took.count());
 
+      const size_t room = wanted - sizeof(Label);
       size_t got = 0;
-      while (got < wanted) {
-        const ssize_t n = read(fd, buffer->data() + got, wanted - got);
+      while (got < room) {
+        const ssize_t n = read(fd, buffer->data() + got, room - got);
         if (n < 0 && errno == EINTR) continue;
         if (n < 0) return Fail(files[i] + ": " + std::strerror(errno));
         if (n == 0) break;
         got += static_cast<size_t>(n);
       }
       if (got == 0) break;
-      if (got < wanted) {
-        if (absl::Status status = buffer->Trim(got); !status.ok()) return Fail(status.ToString());
+      WriteLabel(*buffer, got, {.kind = Label::kPiece, .file = file});
+      if (absl::Status status = buffer->Trim(got + sizeof(Label)); !status.ok()) {
+        return Fail(status.ToString());
       }
-      auto handle = buffer->Share();
-      if (!handle.ok()) {
-        // A last piece of a few bytes in a block too small to share cannot happen: 64 B is shared.
-        return Fail(handle.status().ToString());
-      }
-      Piece piece;
-      piece.file = static_cast<uint32_t>(i);
-      piece.bytes = static_cast<uint32_t>(got);
-      piece.handle = *handle;
-      if (!outlet.Send(piece) || !outlet.Keep(*std::move(buffer))) {
-        return Fail("the consumer went away");
+      if (absl::Status status = channel.Send(*std::move(buffer)); !status.ok()) {
+        return Fail(status.ToString());
       }
       in_file += got;
       if (in_file >= (4u << 20)) {
@@ -145,14 +125,19 @@ int RunProducer(int index, const std::string& target, const std::vector<std::str
       }
     }
     close(fd);
-    Piece end;
-    end.file = static_cast<uint32_t>(i);
-    if (!outlet.Send(end)) return Fail("the consumer went away");
+    if (absl::Status status =
+            SendLabel(**session, channel, {.kind = Label::kEndOfFile, .file = file});
+        !status.ok()) {
+      return Fail(status.ToString());
+    }
     std::printf("progress %llu\n", static_cast<unsigned long long>(in_file));
     std::fflush(stdout);
   }
-  for (Outlet& outlet : outlets) {
-    if (!outlet.Finish()) return Fail("a consumer went away");
+  // What is not received yet, and this process's end, do not hold each other up.
+  for (const auto& channel : channels) {
+    if (absl::Status status = SendLabel(**session, *channel, {.kind = Label::kBye}); !status.ok()) {
+      return Fail(status.ToString());
+    }
   }
   std::printf("done %llu %llu %llu %llu %.0f %.0f\n", static_cast<unsigned long long>(tally.small),
               static_cast<unsigned long long>(tally.small_waited),

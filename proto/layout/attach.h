@@ -18,8 +18,9 @@
 // The client sends one request at a time and waits for its reply; the daemon sends the next
 // RecallNotice only when the last was answered. So it never has more than one reply and one notice
 // under way and never waits for a client to read. One message is one packet of exactly its
-// struct's size. Anything else (any other size, magic, type or version) is answered
-// with a refusal where there is a reply to put it in, and the connection is closed.
+// struct's size. Anything else (any other size, magic, type, version or order, or a request while
+// replies are unread) is answered with a refusal where there is a reply to put it in; the session is
+// evicted and the connection closed.
 //
 // Integers are host-endian: both ends share the machine.
 

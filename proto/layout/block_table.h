@@ -38,6 +38,17 @@ static_assert(sizeof(BlockTable) == (8 << 20) + (65 << 10));
 // The size of the memfd: whole 4 KiB pages.
 inline constexpr size_t kBlockTableBytes = (sizeof(BlockTable) + 4095) / 4096 * 4096;
 
+// The next thing done to `word` is a compare-and-swap. Fetched for writing at once, its cache line
+// comes from the processor that had it last in one transfer, where a load and then a write take
+// two.
+inline void PrefetchForChange(const SharedWord& word) {
+#if defined(__x86_64__)
+  asm volatile("prefetchw %0" : : "m"(word));  // a hint; processors without it do nothing
+#else
+  __builtin_prefetch(&word, 1);
+#endif
+}
+
 inline SharedWord& WordOf(BlockTable& table, GranuleId granule) {
   return table.words[granule.value() % kGranulesPerArena];
 }

@@ -56,6 +56,7 @@ inline Opening OpenBlock(SharedSlot& slot, SharedWord& shared, GranuleId granule
     FreeSlot(slot);  // f
     return Opening{why, BlockWord()};
   };
+  PrefetchForChange(shared);
   SPANPOOL_STEP("open.2a");
   slot.store(acquiring, std::memory_order_release);
   uint64_t bits = shared.load(std::memory_order_acquire);  // b
@@ -82,10 +83,11 @@ inline Opening OpenBlock(SharedSlot& slot, SharedWord& shared, GranuleId granule
 }
 
 enum class ReleaseResult {
-  kLivesOn,  // others refer to the block
-  kFreed,    // that was the last reference
-  kFrozen,   // the block is being recounted: try again later; the slot still speaks of it
-  kNone,     // a recount left the slot out, or the word was written over: nothing was dropped
+  kLivesOn,    // others refer to the block
+  kFreed,      // that was the last reference
+  kCollected,  // likewise, and the block is private again
+  kFrozen,     // the block is being recounted: try again later; the slot still speaks of it
+  kNone,       // a recount left the slot out, or the word was written over: nothing was dropped
 };
 
 // Rule 3a.
@@ -94,8 +96,11 @@ inline void BeginRelease(SharedSlot& slot, GranuleId granule) {
   slot.store(Slot(SlotState::kReleasing, granule).bits(), std::memory_order_release);
 }
 
-// Rule 3, b to d. FreeSlot is to follow, unless the result is kFrozen.
-inline ReleaseResult ReleaseBlock(SharedSlot& slot, SharedWord& shared, GranuleId granule) {
+// Rule 3, b to d. FreeSlot is to follow, unless the result is kFrozen. `collects`: the caller holds
+// the block's span, and nobody sweeps the block meanwhile; who takes the last reference off then
+// collects the block in the same compare-and-swap, instead of by rule 4 in a second.
+inline ReleaseResult ReleaseBlock(SharedSlot& slot, SharedWord& shared, GranuleId granule,
+                                  bool collects = false) {
   const uint64_t releasing = Slot(SlotState::kReleasing, granule).bits();
   uint64_t bits = shared.load(std::memory_order_acquire);  // b
   for (int tries = 0;; ++tries) {
@@ -103,10 +108,17 @@ inline ReleaseResult ReleaseBlock(SharedSlot& slot, SharedWord& shared, GranuleI
     if (word.frozen() || tries == kMaxWordTries) return ReleaseResult::kFrozen;
     if (slot.load(std::memory_order_acquire) != releasing) return ReleaseResult::kNone;  // c
     if (word.refs() == 0) return ReleaseResult::kNone;  // written over: nothing of ours is in it
+    BlockWord next = word.Released();
+    // At the largest generation a block is never collected.
+    const bool collected =
+        collects && word.refs() == 1 && !word.freed() && word.generation() != kMaxGeneration;
+    if (collected) next = next.Collected();
     SPANPOOL_STEP("release.3d");
-    // release: this process's reads and writes of the block come before its reuse.
-    if (shared.compare_exchange_weak(bits, word.Released().bits(), std::memory_order_acq_rel,
+    // release: this process's reads and writes of the block come before its reuse. acquire, for one
+    // that collects: so do everybody else's.
+    if (shared.compare_exchange_weak(bits, next.bits(), std::memory_order_acq_rel,
                                      std::memory_order_acquire)) {
+      if (collected) return ReleaseResult::kCollected;
       return word.refs() == 1 ? ReleaseResult::kFreed : ReleaseResult::kLivesOn;
     }
   }

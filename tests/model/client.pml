@@ -109,6 +109,21 @@ open_f:
   STEP(2f, slot[s] = FREE; h = 0; goto refused);
 }
 
+// ---- 4. Collect (before 3, which may do it at once): CollectBlock(), by the holder of the span only. Nobody else changes a FREED word, so
+// that its load and its compare-and-swap are one step.
+#ifdef COLLECT_WRAPS_GENERATION
+#define COLLECTABLE(w) ((w) & FREED)
+#define COLLECTED(w) (((w) & ~(3 | FREED)) | (GENERATION(w) == MAX_GENERATION -> 0 : GENERATION(w) + 1))
+#else
+#define COLLECTABLE(w) (((w) & FREED) && GENERATION(w) < MAX_GENERATION)
+#ifdef COLLECT_KEEPS_GENERATION
+#define COLLECTED(w) ((w) & ~FREED)
+#else
+#define COLLECTED(w) (((w) & ~(FREED | ONE_SEND)) + 1)
+#endif
+#endif
+#define COLLECT(b) assert(REFS(word[b]) == 0 && COUNT_SLOTS(HOLDS, b) == 0); word[b] = COLLECTED(word[b]); out[b] = false; COUNT_COLLECT(b)
+
 // ---- 3. Release.
 #ifdef NO_OWN_SLOT_CHECK
 #define STILL_RELEASING(s, b) true
@@ -139,7 +154,12 @@ release_b:
   STEP(3d, if :: word[b] == w -> w = 0; assert(REFS(word[b]) > 0); word[b] = word[b] - ONE_REF; CHECK(b) :: else -> w = 0; AGAIN(me); goto release_b fi);
   STEP(late_freed, if :: REFS(word[b]) == 0 -> word[b] = word[b] | FREED :: else fi);
 #else
+#ifdef MAY_COLLECT
+  //     the last one, by a process that MAY_COLLECT: compare_exchange(w, w.Released().Collected()) instead
+  STEP(3d, if :: UNCHANGED(b) -> w = 0; assert(REFS(word[b]) > 0); if :: MAY_COLLECT && REFS(word[b]) == 1 && COLLECTABLE(RELEASED(word[b])) -> word[b] = RELEASED(word[b]); COLLECT(b) :: else -> word[b] = RELEASED(word[b]) fi; CHECK(b) :: else -> w = 0; AGAIN(me); goto release_b fi);
+#else
   STEP(3d, if :: UNCHANGED(b) -> w = 0; assert(REFS(word[b]) > 0); word[b] = RELEASED(word[b]); CHECK(b) :: else -> w = 0; AGAIN(me); goto release_b fi);
+#endif
 #endif
 release_e:
   //     slot.store(Slot(), release), whatever it is by now
@@ -157,18 +177,3 @@ release_e:
 #else
 #define LATER(over) goto release_b
 #endif
-
-// ---- 4. Collect: CollectBlock(), by the holder of the span only. Nobody else changes a FREED word, so
-// that its load and its compare-and-swap are one step.
-#ifdef COLLECT_WRAPS_GENERATION
-#define COLLECTABLE(w) ((w) & FREED)
-#define COLLECTED(w) (((w) & ~(3 | FREED)) | (GENERATION(w) == MAX_GENERATION -> 0 : GENERATION(w) + 1))
-#else
-#define COLLECTABLE(w) (((w) & FREED) && GENERATION(w) < MAX_GENERATION)
-#ifdef COLLECT_KEEPS_GENERATION
-#define COLLECTED(w) ((w) & ~FREED)
-#else
-#define COLLECTED(w) (((w) & ~(FREED | ONE_SEND)) + 1)
-#endif
-#endif
-#define COLLECT(b) assert(REFS(word[b]) == 0 && COUNT_SLOTS(HOLDS, b) == 0); word[b] = COLLECTED(word[b]); out[b] = false; COUNT_COLLECT(b)

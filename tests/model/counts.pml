@@ -27,6 +27,9 @@
 #ifdef GHOST_EPOCH
 #define ON_OPENED(b) assert(epoch[b] == h_epoch)
 #endif
+#ifdef COLLECT_AT_RELEASE
+#define MAY_COLLECT (me == 0)
+#endif
 #include "client.pml"
 
 #define TAKE_OVER(p)                                                      \
@@ -64,7 +67,11 @@ share:
 release_pending:
   LATER(over);
 released:
+#ifdef COLLECT_AT_RELEASE
+  STEP(4, if :: !out[0] -> goto share :: COLLECTABLE(word[0]) -> COLLECT(0); goto share :: shares = 0; done[me] = true; goto over fi);
+#else
   STEP(4, if :: COLLECTABLE(word[0]) -> COLLECT(0); goto share :: shares = 0; done[me] = true; goto over fi);
+#endif
 killed:
   atomic { dead[me] = true; shares = 0; w = 0 };
 over:

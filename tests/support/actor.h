@@ -20,6 +20,8 @@ class Actor {
  public:
   Actor() : Actor(Process::Options()) {}
   explicit Actor(const Process::Options& options);
+  // `process` is the program, or leads to it: one that runs it in a container.
+  explicit Actor(Process process) : process_(std::move(process)) {}
   // One whose process can be made to stop or die at a step of the protocol: "arm", "passed".
   static Actor WithSteps();
 
@@ -37,8 +39,6 @@ class Actor {
   pid_t pid() const { return process_.pid(); }
 
  private:
-  explicit Actor(Process process) : process_(std::move(process)) {}
-
   Process process_;
 };
 

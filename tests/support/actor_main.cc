@@ -10,6 +10,17 @@
 //   send NAME                        answers the handle
 //   open NAME HANDLE
 //   take_back NAME HANDLE
+//   publish NAME BLOCK_NAME [outlive] [replace]
+//   unpublish BLOCK_NAME
+//   open_name NAME BLOCK_NAME [MS]   waits so long for the name
+//   names [PREFIX]                   those there are
+//   watch [PREFIX]
+//   next MS                          the watch's next change: "published|unpublished|left|lost
+//   NAME" race BLOCK_NAME COUNT            so often publishes, opens and unpublishes under one
+//   name: how
+//                                    often it opened something
+//   readers NAME                     how many references others have
+//   await_no_readers NAME MS
 //   ref NAME OTHER                   NAME is another owner of what OTHER has
 //   drop NAME
 //   malloc NAME BYTES                also fills the block
@@ -30,9 +41,8 @@
 //   fork_read NAME                   in a child: reads the buffer's first byte; answers 0, or minus
 //                                    the signal that ended the child
 //   fork_attach TARGET COUNT         forks so many children, which are told that they are not
-//   attached,
-//                                    attach themselves, allocate, write, check and end; does not
-//                                    wait
+//                                    attached, attach themselves, allocate, write, check and end;
+//                                    does not wait
 //   fork_idle                        forks a child that does nothing; answers its pid
 //   await_children                   an error if one of them failed
 //   descriptors HOW                  what descriptors a program inherits that is started by HOW
@@ -42,10 +52,11 @@
 //
 // In the build with steps (proto/layout/step.h):
 //   arm kill|stop N                  the main thread's N-th step from now kills or stops the
-//   process arm kill|stop NAME               its next step of that name does passed how many steps
-//   it has passed since, and the name of the last settle                           lets go of what
-//   was sent and has arrived give_back                        returns all that is idle to the
-//   daemon
+//                                    process
+//   arm kill|stop NAME               its next step of that name does
+//   passed                           how many steps it has passed since, and the name of the last
+//   settle                           lets go of what was sent and has arrived
+//   give_back                        returns all that is idle to the daemon
 
 #include <signal.h>
 #include <spawn.h>
@@ -66,6 +77,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "spanpool/spanpool.h"
 
@@ -135,6 +147,7 @@ class ActorProcess {
       return InChild([this] { return static_cast<int>(session_->Allocate(64).status().code()); });
     }
     if (verb == "leave") {
+      watch_.reset();
       session_.reset();
       return Ok();
     }
@@ -183,7 +196,16 @@ class ActorProcess {
       return bytes.ok() ? Ok(std::to_string(*bytes)) : Error(bytes.status());
     }
 #endif
+    if (verb == "watch") return Watch(words);
+    if (verb == "next") return NextChange(words);
+    if (verb == "names") return Names(words);
     words >> name;
+    if (verb == "open_name") return OpenName(name, words);
+    if (verb == "unpublish") {
+      const absl::Status status = session_->Unpublish(name);
+      return status.ok() ? Ok() : Error(status);
+    }
+    if (verb == "race") return Race(name, words);
     if (verb == "allocate") return Allocate(name, words);
     if (verb == "open" || verb == "take_back") return Open(name, words, verb == "take_back");
     if (verb == "churn") return ChurnShared(name);
@@ -215,6 +237,14 @@ class ActorProcess {
       buffers_.erase(found);
       return Ok();
     }
+    if (verb == "readers") return Ok(std::to_string(buffer.readers()));
+    if (verb == "await_no_readers") {
+      int64_t wait_ms = 0;
+      words >> wait_ms;
+      const absl::Status status = buffer.AwaitNoReaders(absl::Now() + absl::Milliseconds(wait_ms));
+      return status.ok() ? Ok() : Error(status);
+    }
+    if (verb == "publish") return Publish(buffer, words);
     if (verb == "share") {
       absl::StatusOr<Handle> handle = buffer.Share();
       return handle.ok() ? Ok(handle->ToString()) : Error(handle.status());
@@ -295,6 +325,98 @@ class ActorProcess {
     return Ok(std::to_string(buffers_.at(name).size()));
   }
 
+  std::string Publish(const Buffer& buffer, std::istringstream& words) {
+    std::string name;
+    spanpool::PublishOptions options;
+    words >> name;
+    for (std::string option; words >> option;) {
+      options.outlive_session |= option == "outlive";
+      options.replace |= option == "replace";
+    }
+    const absl::Status status = session_->Publish(name, buffer, options);
+    return status.ok() ? Ok() : Error(status);
+  }
+
+  std::string OpenName(const std::string& name, std::istringstream& words) {
+    std::string block_name;
+    words >> block_name;
+    int64_t wait_ms;
+    absl::StatusOr<Buffer> buffer =
+        words >> wait_ms ? session_->Open(block_name, absl::Now() + absl::Milliseconds(wait_ms))
+                         : session_->Open(block_name);
+    if (!buffer.ok()) return Error(buffer.status());
+    buffers_.insert_or_assign(name, *std::move(buffer));
+    return Ok(std::to_string(buffers_.at(name).size()));
+  }
+
+  std::string Names(std::istringstream& words) {
+    std::string prefix;
+    words >> prefix;
+    const auto names = session_->ListNames(prefix);
+    if (!names.ok()) return Error(names.status());
+    std::string text;
+    for (const spanpool::NamedBlock& block : *names) text += (text.empty() ? "" : " ") + block.name;
+    return Ok(text);
+  }
+
+  std::string Watch(std::istringstream& words) {
+    std::string prefix;
+    words >> prefix;
+    auto watch = session_->WatchNames(prefix);
+    if (!watch.ok()) return Error(watch.status());
+    watch_ = *std::move(watch);
+    return Ok();
+  }
+
+  std::string NextChange(std::istringstream& words) {
+    int64_t wait_ms = 0;
+    words >> wait_ms;
+    const auto change = watch_->Next(absl::Now() + absl::Milliseconds(wait_ms));
+    if (!change.ok()) return Error(change.status());
+    switch (change->kind) {
+      case spanpool::NameChange::Kind::kPublished:
+        return Ok("published " + change->name);
+      case spanpool::NameChange::Kind::kUnpublished:
+        return Ok("unpublished " + change->name);
+      case spanpool::NameChange::Kind::kPublisherLeft:
+        return Ok("left " + change->name);
+      case spanpool::NameChange::Kind::kPublisherLost:
+        return Ok("lost " + change->name);
+    }
+    return Error(absl::InternalError("no kind of change"));
+  }
+
+  std::string Race(const std::string& name, std::istringstream& words) {
+    uint64_t count = 0;
+    words >> count;
+    int opened = 0;
+    for (uint64_t i = 0; i < count; ++i) {
+      absl::StatusOr<Buffer> mine = session_->Allocate(200);
+      if (!mine.ok()) return Error(mine.status());
+      Fill(mine->data(), mine->size(), i);
+      std::memcpy(mine->data(), &i, sizeof(i));
+      absl::Status status = session_->Publish(name, *mine, {.replace = true});
+      if (!status.ok()) return Error(status);
+      *mine = Buffer();
+      absl::StatusOr<Buffer> found = session_->Open(name);
+      if (found.ok()) {
+        ++opened;
+        uint64_t seed;
+        std::memcpy(&seed, found->data(), sizeof(seed));
+        for (size_t k = sizeof(seed); k < found->size(); ++k) {
+          if (found->data()[k] != std::byte{PatternByte(seed, k)}) {
+            return Error(absl::DataLossError("not what was published"));
+          }
+        }
+      } else if (!absl::IsNotFound(found.status())) {
+        return Error(found.status());
+      }
+      status = session_->Unpublish(name);
+      if (!status.ok() && !absl::IsNotFound(status)) return Error(status);
+    }
+    return Ok(std::to_string(opened));
+  }
+
   std::string ChurnShared(const std::string& text) {
     absl::StatusOr<Handle> handle = Handle::Parse(text);
     if (!handle.ok()) return Error(handle.status());
@@ -358,6 +480,11 @@ class ActorProcess {
   int AttachInChild(const spanpool::SessionOptions& options, size_t seed) {
     if (!absl::IsFailedPrecondition(session_->Allocate(64).status())) return 1;
     if (session_->Malloc(64) != nullptr) return 2;
+    if (!absl::IsFailedPrecondition(session_->ListNames().status())) return 7;
+    if (watch_ != nullptr && !absl::IsFailedPrecondition(watch_->Next(absl::Now()).status())) {
+      return 8;
+    }
+    watch_.reset();
     absl::StatusOr<std::unique_ptr<Session>> own = Session::Attach(options);
     if (!own.ok()) return 3;
     // Blocks of the parent's are nothing that this session knows.
@@ -506,6 +633,7 @@ class ActorProcess {
   }
 
   std::unique_ptr<Session> session_;
+  std::unique_ptr<spanpool::NameWatch> watch_;
   std::map<std::string, Buffer> buffers_;
   std::map<std::string, void*> blocks_;
   std::atomic<int> misuses_{0};

@@ -101,10 +101,16 @@ bool Daemon::EventuallyEmpty(const std::string& pool) {
       pool);
 }
 
-bool Daemon::EventuallySound() {
+bool Daemon::EventuallySound(const std::string& pool) {
+  return EventuallyOk(pool.empty() ? "audit" : "audit " + pool);
+}
+
+bool Daemon::EventuallyBalanced(const std::string& pool) { return EventuallyOk("books " + pool); }
+
+bool Daemon::EventuallyOk(const std::string& command) {
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
   for (;;) {
-    process_->WriteLine("audit");
+    process_->WriteLine(command);
     const std::string findings = process_->ReadLine().value_or("the daemon is gone");
     if (findings == "ok") return true;
     if (std::chrono::steady_clock::now() > deadline) {

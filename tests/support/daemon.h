@@ -44,13 +44,17 @@ class Daemon {
   bool EventuallyEmpty(const std::string& pool = "default");
 
   // Of an audited daemon, when no client is in the middle of anything. Eventually nothing is wrong
-  // in its pools: a dead session may have to be reaped first, a housekeeper to end its round. At
-  // most 20 s.
-  bool EventuallySound();
+  // in its pools, or in that one: a dead session may have to be reaped first, a housekeeper to end
+  // its round. At most 20 s.
+  bool EventuallySound(const std::string& pool = "");
+  // The same of what clients cannot write: for a pool that somebody wrote over.
+  bool EventuallyBalanced(const std::string& pool);
   // Recounts so far.
   uint64_t Recounts();
 
  private:
+  bool EventuallyOk(const std::string& command);
+
   std::string run_dir_;
   std::unique_ptr<Process> process_;
   std::unique_ptr<v1::Admin::Stub> admin_;

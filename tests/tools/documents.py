@@ -93,11 +93,17 @@ def check_paths(path, line, text):
 
 def commands(text):
     """Yields (line, words) of each simple command of a document's shell blocks."""
-    pending, start = "", 0
+    pending, start, here_document = "", 0, None
     for number, line, language in split_blocks(text):
         if language not in SHELLS:
-            pending = ""
+            pending, here_document = "", None
             continue
+        if here_document is not None:
+            if line == here_document:
+                here_document = None
+            continue
+        begins = re.search(r"<<'?(\w+)'?", line)
+        here_document = begins.group(1) if begins else None
         if language == "console":
             if not line.startswith("$ ") and not pending:
                 continue  # output
@@ -113,7 +119,7 @@ def commands(text):
             lexer.wordchars += "$@%,:+{}[]!^"
             tokens = list(lexer)
         except ValueError:
-            continue  # a quote that spans lines, a here-document
+            continue  # a quote that spans lines
         words = []
         for token in tokens + [";"]:
             if set(token) <= set("|&;()"):

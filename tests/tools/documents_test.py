@@ -16,6 +16,10 @@ sudo ./dev nonsense | tee log && ./dev test nothing
 SPANPOOL_POOL=a spanpool --json status --all
 spanpool --target /run/x frobnicate
 docs/missing/run
+cat >x <<'END'
+spanpool nonsense
+END
+spanpool gibberish
 ```
 ```cpp
 ./dev nonsense
@@ -52,6 +56,7 @@ class Documents(unittest.TestCase):
             (9, "spanpool status has no flag --all"),
             (10, "spanpool has no command frobnicate"),
             (11, "docs/missing/run does not exist"),
+            (15, "spanpool has no command gibberish"),
         ])
 
 

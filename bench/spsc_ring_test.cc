@@ -1,4 +1,4 @@
-#include "bench/alloc/spsc_ring.h"
+#include "bench/spsc_ring.h"
 
 #include <gtest/gtest.h>
 
@@ -9,14 +9,15 @@
 namespace spanpool::bench {
 namespace {
 
-TEST(SpscRing, PointersArriveOnceAndInOrder) {
+TEST(SpscRing, ValuesArriveOnceAndInOrder) {
   constexpr uintptr_t kCount = 100'000;
-  const auto ring = std::make_unique<SpscRing<8>>();
+  const auto ring = std::make_unique<SpscRing<uintptr_t, 8>>();
   std::thread producer([&] {
-    for (uintptr_t i = 1; i <= kCount; ++i) ring->Push(reinterpret_cast<void*>(i));
+    for (uintptr_t i = 1; i <= kCount; ++i) ring->Push(i);
   });
   for (uintptr_t i = 1; i <= kCount; ++i) {
-    ASSERT_EQ(ring->Pop(), reinterpret_cast<void*>(i));
+    ASSERT_EQ(ring->Front(), i);
+    ASSERT_EQ(ring->Pop(), i);
   }
   producer.join();
 }

@@ -1,0 +1,233 @@
+// What a session asks of the daemon, message by message: how much, when, and what rides along.
+
+#include "client/session_cache.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "allocator/size_classes.h"
+#include "allocator/units.h"
+#include "client/address_range.h"
+#include "client/cache_class.h"
+#include "client/fake_pool.h"
+#include "client/misuse.h"
+#include "client/page_map.h"
+#include "client/span_source.h"
+
+namespace spanpool::internal {
+namespace {
+
+constexpr uint64_t kLimitBytes = uint64_t{1} << 30;
+
+// Writes down each message on its way to the pool.
+class RecordingSource : public SpanSource {
+ public:
+  struct Message {
+    size_t returns;
+    std::vector<SpanWish> wishes;
+  };
+
+  explicit RecordingSource(std::unique_ptr<SpanSource> source) : source_(std::move(source)) {}
+
+  absl::StatusOr<ExchangeResult> Exchange(absl::Span<const GrantSequence> returns,
+                                          absl::Span<const SpanWish> wishes) override {
+    messages.push_back({returns.size(), {wishes.begin(), wishes.end()}});
+    return source_->Exchange(returns, wishes);
+  }
+  absl::StatusOr<ArenaFds> OpenArena(ArenaIndex arena) override {
+    return source_->OpenArena(arena);
+  }
+  absl::Status Detach() override { return source_->Detach(); }
+
+  std::vector<Message> messages;
+
+ private:
+  const std::unique_ptr<SpanSource> source_;
+};
+
+// The cache alone: no thread's stacks before it, and a housekeeper that works when the test says.
+class SessionCacheTest : public testing::Test {
+ protected:
+  SessionCacheTest() {
+    absl::StatusOr<std::unique_ptr<AddressRange>> range =
+        AddressRange::Reserve(pool_.NewFacts().address_bytes, /*writable=*/true, &source_);
+    EXPECT_TRUE(range.ok()) << range.status();
+    range_ = *std::move(range);
+    absl::StatusOr<std::unique_ptr<PageMap>> pages =
+        PageMap::Create(PageCount(range_->bytes() / kPageBytes));
+    EXPECT_TRUE(pages.ok()) << pages.status();
+    pages_ = *std::move(pages);
+    cache_ = std::make_unique<SessionCache>(kLimitBytes, &source_, range_.get(), pages_.get(),
+                                            &misuse_, [this] { return housekeeper_; });
+  }
+  void TearDown() override {
+    cache_->CheckInvariants();
+    EXPECT_TRUE(cache_->ReturnAll().ok());
+    EXPECT_TRUE(pool_.Empty());
+  }
+
+  static CacheClass SmallClass(size_t bytes) {
+    return CacheClassOf(SpanClass(SizeClassFor(bytes), /*noscan=*/true));
+  }
+  static CacheClass LargeClass(size_t bytes) {
+    return CacheClassOf(StepFor(PagesFor(bytes)), /*noscan=*/true);
+  }
+  void* TakeOne(CacheClass c) {
+    void* block = nullptr;
+    const absl::StatusOr<SessionCache::Taken> taken = cache_->Take(c, {&block, 1});
+    EXPECT_TRUE(taken.ok()) << taken.status();
+    return block;
+  }
+  // Takes blocks until `count` more messages have been sent. Returns the blocks.
+  std::vector<void*> TakeUntilMessages(CacheClass c, size_t count) {
+    std::vector<void*> blocks;
+    const size_t end = source_.messages.size() + count;
+    while (source_.messages.size() < end && !HasFailure()) blocks.push_back(TakeOne(c));
+    return blocks;
+  }
+  // How many spans of `c` the messages from the `first` on asked for.
+  std::vector<uint32_t> Batches(CacheClass c, size_t first) const {
+    std::vector<uint32_t> batches;
+    for (size_t i = first; i < source_.messages.size(); ++i) {
+      for (const SpanWish& wish : source_.messages[i].wishes) {
+        if (wish.span_class == SpanClassOf(c)) batches.push_back(wish.spans);
+      }
+    }
+    return batches;
+  }
+
+  FakePool pool_{kLimitBytes};
+  RecordingSource source_{pool_.NewSource()};
+  MisuseReporter misuse_;
+  std::unique_ptr<AddressRange> range_;
+  std::unique_ptr<PageMap> pages_;
+  bool housekeeper_ = false;
+  std::unique_ptr<SessionCache> cache_;
+};
+
+TEST_F(SessionCacheTest, TheFirstMessageBringsASpanOfEverySmallClass) {
+  TakeOne(SmallClass(64));
+  ASSERT_EQ(source_.messages.size(), 1u);
+  EXPECT_EQ(source_.messages[0].wishes.size(), kNumSizeClasses - 1);
+  for (uint8_t i = 1; i < kNumSizeClasses; ++i) {
+    TakeOne(CacheClassOf(SpanClass(SizeClass(i), /*noscan=*/true)));
+  }
+  EXPECT_EQ(source_.messages.size(), 1u);
+}
+
+TEST_F(SessionCacheTest, BatchesDoubleUpToAMebibyteOfASmallClass) {
+  const CacheClass c = SmallClass(8192);  // one block a span of 8 KiB
+  TakeUntilMessages(c, 10);
+  EXPECT_EQ(Batches(c, 0), (std::vector<uint32_t>{1, 2, 4, 8, 16, 32, 64, 128, 128, 128}));
+}
+
+TEST_F(SessionCacheTest, BatchesDoubleUpToEightMebibytesOfALargeClass) {
+  const CacheClass c = LargeClass(1 << 20);
+  TakeUntilMessages(c, 6);
+  EXPECT_EQ(Batches(c, 0), (std::vector<uint32_t>{1, 2, 4, 8, 8, 8}));
+}
+
+TEST_F(SessionCacheTest, ABatchIsHalfAsLargeAfterSpansWentBackUnused) {
+  const CacheClass c = LargeClass(1 << 20);
+  std::vector<void*> blocks = TakeUntilMessages(c, 4);  // the next batch is of 8
+  cache_->Give(c, blocks, nullptr);
+  cache_->GiveBackHalf();
+  cache_->GiveBackHalf();
+  const size_t first = source_.messages.size();
+  TakeUntilMessages(c, 1);
+  EXPECT_EQ(Batches(c, first), std::vector<uint32_t>{2});
+}
+
+TEST_F(SessionCacheTest, EachCallGivesBackHalfOfWhatIsIdle) {
+  const CacheClass c = LargeClass(65536);
+  std::vector<void*> blocks = TakeUntilMessages(c, 5);
+  ASSERT_TRUE(cache_->Reclaim().ok());  // all but those
+  const size_t count = blocks.size();
+  ASSERT_GE(count, 16u);
+  cache_->Give(c, blocks, nullptr);
+  for (size_t idle = count; idle > 0;) {
+    ASSERT_EQ(cache_->idle_bytes(), idle * 65536);
+    cache_->GiveBackHalf();
+    idle -= (idle + 1) / 2;
+    EXPECT_EQ(cache_->bytes_on_loan(), idle * 65536);
+  }
+}
+
+TEST_F(SessionCacheTest, ReturnsRideAlongWithTheNextWish) {
+  const CacheClass c = LargeClass(1 << 20);
+  housekeeper_ = true;  // and so Give leaves the returns to it
+  const std::vector<void*> blocks = TakeUntilMessages(c, 4);
+  // More than the session keeps: half of the class goes.
+  std::vector<void*> more;
+  while (cache_->bytes_on_loan() <= uint64_t{70} << 20) more.push_back(TakeOne(c));
+  const size_t before = source_.messages.size();
+  cache_->Give(c, blocks, nullptr);
+  for (void* block : more) cache_->Give(c, {&block, 1}, nullptr);
+  EXPECT_EQ(source_.messages.size(), before) << "nothing is sent for returns alone";
+  EXPECT_LT(cache_->bytes_on_loan(), (blocks.size() + more.size()) << 20);
+  TakeOne(LargeClass(3 << 20));
+  ASSERT_EQ(source_.messages.size(), before + 1);
+  EXPECT_EQ(source_.messages.back().wishes.size(), 1u);
+  EXPECT_GT(source_.messages.back().returns, 16u);
+}
+
+TEST_F(SessionCacheTest, AFewReturnsWaitForAMessageAndManyAreSent) {
+  housekeeper_ = true;
+  // Of a length that is no step's: each goes back when it is given.
+  constexpr PageCount kPages(17);
+  const CacheClass c = CacheClassOf(StepFor(kPages), /*noscan=*/true);
+  std::vector<void*> blocks;
+  for (int i = 0; i < 64; ++i) {
+    const absl::StatusOr<void*> block = cache_->TakeExact(kPages, /*noscan=*/true, PageCount(1));
+    ASSERT_TRUE(block.ok()) << block.status();
+    blocks.push_back(*block);
+  }
+  const size_t before = source_.messages.size();
+  cache_->Give(c, absl::MakeSpan(blocks).subspan(0, 63), nullptr);
+  cache_->KeepHouse();
+  EXPECT_EQ(source_.messages.size(), before);
+  cache_->Give(c, absl::MakeSpan(blocks).subspan(63), nullptr);
+  cache_->KeepHouse();
+  ASSERT_EQ(source_.messages.size(), before + 1);
+  EXPECT_EQ(source_.messages.back().returns, 64u);
+}
+
+TEST_F(SessionCacheTest, IdleSpansAreCappedInBytesAndTheOldestHalfGoes) {
+  constexpr uint64_t kIdleCap = uint64_t{64} << 20;
+  const CacheClass c = LargeClass(1 << 20);
+  std::vector<void*> blocks;
+  for (int i = 0; i < 100; ++i) blocks.push_back(TakeOne(c));
+  for (void* block : blocks) {
+    cache_->Give(c, {&block, 1}, nullptr);
+    ASSERT_LE(cache_->idle_bytes(), kIdleCap);
+  }
+  // What was given first is gone, what was given last is here.
+  EXPECT_EQ(pages_->SpanOf(PageOf(range_->OffsetOf(blocks.front()))), nullptr);
+  EXPECT_NE(pages_->SpanOf(PageOf(range_->OffsetOf(blocks.back()))), nullptr);
+  EXPECT_GE(cache_->idle_bytes(), kIdleCap / 4);
+}
+
+TEST_F(SessionCacheTest, ClassesThatRunLowAreAskedForInOneMessage) {
+  housekeeper_ = true;
+  TakeOne(SmallClass(64));  // the first message of all
+  cache_->KeepHouse();
+  const size_t before = source_.messages.size();
+  // The last span of each holds less than a batch.
+  for (const size_t bytes : {2048u, 4096u, 8192u, 32768u}) TakeOne(SmallClass(bytes));
+  ASSERT_EQ(source_.messages.size(), before) << "nobody waited";
+  cache_->KeepHouse();
+  ASSERT_EQ(source_.messages.size(), before + 1);
+  EXPECT_EQ(source_.messages.back().wishes.size(), 4u);
+  cache_->KeepHouse();
+  EXPECT_EQ(source_.messages.size(), before + 1) << "there is enough now";
+}
+
+}  // namespace
+}  // namespace spanpool::internal

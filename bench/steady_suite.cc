@@ -3,7 +3,6 @@
 //
 // What is reported is how many messages the daemon counted in 10 s of it, all sessions together.
 
-#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstddef>
@@ -44,20 +43,22 @@ class Program {
   virtual absl::Status Stop() = 0;
 };
 
-// Sizes as programs have them: mostly small, now and then a buffer. The same for all.
-class Sizes {
- public:
-  size_t Next() {
-    const uint64_t exponent = std::min(4 + random_() % 10, 4 + random_() % 14);  // 16 B .. 128 KiB
-    return (size_t{1} << exponent) + random_() % (size_t{1} << exponent);
+constexpr size_t kSizes = 4096;
+
+// Sizes as programs have them: 16 B to 16 KiB, each doubling as likely as another, and now and then
+// a buffer of up to 128 KiB.
+std::vector<size_t> DrawSizes() {
+  std::mt19937_64 random(1);
+  std::vector<size_t> sizes;
+  while (sizes.size() < kSizes) {
+    const size_t least = size_t{1} << (random() % 64 == 0 ? 14 + random() % 3 : 4 + random() % 10);
+    sizes.push_back(least + random() % least);
   }
-  size_t Below(size_t end) { return random_() % end; }
+  return sizes;
+}
 
- private:
-  std::mt19937_64 random_{1};
-};
-
-// One thread keeps 4096 blocks of all sizes and forever replaces a random one.
+// One thread keeps 4096 blocks, each of its own size, and forever frees a random one and allocates
+// it anew.
 class Churn final : public Program {
  public:
   explicit Churn(std::unique_ptr<Session> session)
@@ -70,13 +71,14 @@ class Churn final : public Program {
 
  private:
   void Run() {
-    Sizes sizes;
-    std::vector<void*> blocks(4096);
+    const std::vector<size_t> sizes = DrawSizes();
+    std::mt19937_64 random(2);
+    std::vector<void*> blocks(kSizes);
     while (!stop_.load(std::memory_order_relaxed) && !full_) {
-      void*& slot = blocks[sizes.Below(blocks.size())];
-      session_->Free(slot);
-      slot = session_->Malloc(sizes.Next());
-      full_ = slot == nullptr;
+      const size_t i = random() % kSizes;
+      session_->Free(blocks[i]);
+      blocks[i] = session_->Malloc(sizes[i]);
+      full_ = blocks[i] == nullptr;
     }
     for (void* block : blocks) session_->Free(block);
   }
@@ -87,7 +89,7 @@ class Churn final : public Program {
   std::thread thread_;
 };
 
-// One thread allocates, another frees.
+// One thread allocates blocks of all sizes, in an order that repeats, another frees them.
 class CrossThreads final : public Program {
  public:
   explicit CrossThreads(std::unique_ptr<Session> session)
@@ -103,9 +105,9 @@ class CrossThreads final : public Program {
 
  private:
   void Produce() {
-    Sizes sizes;
-    while (!stop_.load(std::memory_order_relaxed) && !full_) {
-      void* const block = session_->Malloc(sizes.Next());
+    const std::vector<size_t> sizes = DrawSizes();
+    for (size_t i = 0; !stop_.load(std::memory_order_relaxed) && !full_; ++i) {
+      void* const block = session_->Malloc(sizes[i % kSizes]);
       full_ = block == nullptr;
       if (!full_) ring_.Push(block);
     }

@@ -15,12 +15,12 @@
 namespace spanpool::cli {
 
 struct Options {
-  std::string run_dir;
-  std::string pool;  // "" = all
+  std::string run_dir{};
+  std::string pool{};  // "" = all
   bool json = false;
   // `trim`: how long to wait for sessions to answer; 0 = the daemon's default
   uint32_t wait_ms = 0;
-  std::string name;  // `names`: what they begin with; `rm`: which
+  std::string name{};  // `names`: what they begin with; `rm`: which
 };
 
 // `status`: how full each pool is, and who uses it.

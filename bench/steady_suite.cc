@@ -120,7 +120,7 @@ class CrossThreads final : public Program {
   const std::unique_ptr<Session> session_;
   std::atomic<bool> stop_{false};
   bool full_ = false;  // the producer's, until it has ended
-  SpscRing<256> ring_;
+  SpscRing<void*, 256> ring_;
   std::thread consumer_;
   std::thread producer_;
 };
@@ -189,7 +189,7 @@ class Frames final : public Program {
   std::atomic<bool> consumed_{false};
   absl::Status filmed_;  // each its thread's, until that has ended
   absl::Status viewed_;
-  SpscRing<kUnderWay> ring_;
+  SpscRing<void*, kUnderWay> ring_;
   std::thread consumer_;
   std::thread producer_;
 };

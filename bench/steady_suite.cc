@@ -19,9 +19,9 @@
 #include "absl/status/statusor.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
-#include "bench/spsc_ring.h"
 #include "bench/harness.h"
 #include "bench/pool_daemon.h"
+#include "bench/spsc_ring.h"
 #include "spanpool/spanpool.h"
 
 namespace spanpool::bench {

@@ -151,6 +151,11 @@ class SessionCore final : public SessionLife {
   SessionCache& cache() { return *cache_; }
   References& references() { return *references_; }
   void DrainMyStacks() { threads_->DrainMine(); }
+  // Frees what came free while nobody looked, past the calling thread's stacks: for a thread that
+  // allocates nothing.
+  void GiveSettled();
+  // For tests: no background thread works for this session any more.
+  void StopHousekeeper() { housekeeper_->Stop(); }
   void DrainOtherStacks(absl::FunctionRef<void()> halfway = [] {}) {
     threads_->DrainOthers(halfway);
   }
@@ -192,8 +197,6 @@ class SessionCore final : public SessionLife {
   absl::StatusOr<Buffer> AllocateSlowly(size_t bytes, const AllocateOptions& options);
   // Has the housekeeper look whether what was sent has arrived.
   void NoteSent();
-  // The same, all of it, past the calling thread's stacks, for one that allocates nothing.
-  void GiveSettled();
   // The housekeeper's part in that; when to do it again.
   absl::Time Settle(absl::Time now);
   // Returns what is idle: spans of the session cache first; if those are less than `bytes`, also

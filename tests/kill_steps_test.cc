@@ -172,6 +172,7 @@ std::vector<Operation> Operations() {
       {.name = "let go of what has arrived",
        .prepare =
            [](Stage& stage) {
+             stage.victim.Must("alone");  // or its background thread may be first
              stage.victim.Must("allocate b 300");
              stage.partner.Must("open p " + stage.victim.Must("send b"));
              return "settle";

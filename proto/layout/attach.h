@@ -19,8 +19,8 @@
 // RecallNotice only when the last was answered. So it never has more than one reply and one notice
 // under way and never waits for a client to read. One message is one packet of exactly its
 // struct's size. Anything else (any other size, magic, type, version or order, or a request while
-// replies are unread) is answered with a refusal where there is a reply to put it in; the session is
-// evicted and the connection closed.
+// replies are unread) is answered with a refusal where there is a reply to put it in; the session
+// is evicted and the connection closed.
 //
 // Integers are host-endian: both ends share the machine.
 

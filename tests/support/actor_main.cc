@@ -56,6 +56,7 @@
 //   arm kill|stop NAME               its next step of that name does
 //   passed                           how many steps it has passed since, and the name of the last
 //   settle                           lets go of what was sent and has arrived
+//   alone                            ends the session's background thread
 //   give_back                        returns all that is idle to the daemon
 
 #include <signal.h>
@@ -184,11 +185,15 @@ class ActorProcess {
       spanpool::layout::step_hook = nullptr;
       return Ok(std::to_string(steps.passed) + " " + steps.last);
     }
-    if (verb == "settle" || verb == "give_back") {
+    if (verb == "settle" || verb == "give_back" || verb == "alone") {
       spanpool::internal::SessionCore* const core =
           spanpool::internal::SessionCore::CoreOf(*session_);
       if (verb == "settle") {
-        core->references().Settle();
+        core->GiveSettled();
+        return Ok();
+      }
+      if (verb == "alone") {
+        core->StopHousekeeper();
         return Ok();
       }
       core->DrainMyStacks();

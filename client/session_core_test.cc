@@ -493,6 +493,95 @@ TEST_F(SessionCoreTest, ThreadsAllocateAndFreeEachOthersBlocksAgainstAModel) {
   EXPECT_TRUE(pool_.Empty());
 }
 
+// What is in the stacks of the calling thread.
+uint64_t BytesInStacks() {
+  uint64_t bytes = 0;
+  for (size_t i = 2; i < kStacks; ++i) {
+    const Stack& stack = hot_cache->stacks[i];
+    bytes +=
+        static_cast<uint64_t>(stack.top.load() - stack.floor) * BlockBytesOf(CacheClassOfStack(i));
+  }
+  return bytes;
+}
+
+TEST(ThreadStacks, AreCappedInBytesAndInASmallPoolBelowThat) {
+  for (const auto& [pool_bytes, cap_bytes] :
+       {std::pair{1024 * kMiB, 4 * kMiB}, std::pair{64 * kMiB, kMiB}}) {
+    FakePool pool(pool_bytes);
+    Attached core(pool.Attach());
+    std::vector<void*> blocks;
+    uint64_t freed_bytes = 0;
+    for (const size_t bytes :
+         {64u, 1024u, 4096u, 8192u, 16384u, 32768u, 65536u, 131072u, 262144u}) {
+      for (uint64_t i = 0; i < 2 * kMiB / bytes; ++i) {
+        blocks.push_back(core->Malloc(bytes, 16));
+        ASSERT_NE(blocks.back(), nullptr);
+        freed_bytes += bytes;
+      }
+    }
+    ASSERT_GT(freed_bytes, 2 * cap_bytes);
+    for (void* block : blocks) {
+      core->Free(block, nullptr);
+      ASSERT_LE(BytesInStacks(), cap_bytes);
+    }
+    EXPECT_GT(BytesInStacks(), cap_bytes / 4);
+  }
+}
+
+TEST_F(SessionCoreTest, AThreadThatHoldsAllItMayMakesRoomForAnotherClass) {
+  Attached core(pool_.Attach());
+  std::vector<void*> blocks;
+  for (const size_t bytes : {32768u, 65536u, 131072u, 262144u}) {
+    for (size_t kept = 0; kept < 4 * kMiB; kept += bytes) blocks.push_back(core->Malloc(bytes, 16));
+  }
+  for (uint64_t bytes = 8192; bytes <= 512 * 1024; bytes += 8192) {
+    for (int i = 0; i < 8; ++i) blocks.push_back(core->Malloc(bytes, 16));
+  }
+  for (void* block : blocks) core->Free(block, nullptr);
+  ASSERT_GT(BytesInStacks(), 3 * kMiB);
+  const CacheClass c = CacheClassOf(SpanClass(SizeClassFor(1024), /*noscan=*/true));
+  void* const block = core->Malloc(1024, 16);
+  EXPECT_EQ(
+      hot_cache->stacks[StackIndexOf(c)].top.load() - hot_cache->stacks[StackIndexOf(c)].floor,
+      static_cast<ptrdiff_t>(BatchOf(c)) - 1);
+  EXPECT_LE(BytesInStacks(), 4 * kMiB);
+  core->Free(block, nullptr);
+  core->DrainMyStacks();
+  core->cache().CheckInvariants();
+  EXPECT_EQ(core->cache().idle_bytes(), core->cache().bytes_on_loan());
+}
+
+TEST_F(SessionCoreTest, AStackGrowsByABatchEachTimeItOverflowsUpToItsCapacity) {
+  Attached core(pool_.Attach());
+  const CacheClass c = CacheClassOf(SpanClass(SizeClassFor(1024), /*noscan=*/true));
+  std::vector<void*> blocks;
+  for (size_t i = 0; i < 2 * StackCapacityOf(c); ++i) blocks.push_back(core->Malloc(1024, 16));
+  core->DrainMyStacks();
+  const Stack& stack = hot_cache->stacks[StackIndexOf(c)];
+  size_t room = 0;
+  for (void* block : blocks) {
+    core->Free(block, nullptr);
+    const auto now = static_cast<size_t>(stack.limit - stack.floor);
+    ASSERT_TRUE(now == room || now == std::min(room + BatchOf(c), StackCapacityOf(c)));
+    room = now;
+  }
+  EXPECT_EQ(room, StackCapacityOf(c));
+}
+
+TEST_F(SessionCoreTest, AThreadThatRunsDryTakesTwiceAsMuchTheNextTime) {
+  Attached core(pool_.Attach());
+  const CacheClass c = CacheClassOf(SpanClass(SizeClassFor(64), /*noscan=*/true));
+  const auto left = [&] {
+    const Stack& stack = hot_cache->stacks[StackIndexOf(c)];
+    return static_cast<size_t>(stack.top.load() - stack.floor);
+  };
+  ASSERT_NE(core->Malloc(64, 16), nullptr);
+  EXPECT_EQ(left(), BatchOf(c) - 1);
+  while (left() > 0) ASSERT_NE(core->Malloc(64, 16), nullptr);
+  ASSERT_NE(core->Malloc(64, 16), nullptr);
+  EXPECT_EQ(left(), 2 * BatchOf(c) - 1);
+}
+
 TEST_F(SessionCoreTest, StacksOfIdleThreadsAreDrainedByOthers) {
   Attached core(pool_.Attach());
   std::atomic<int> step{0};

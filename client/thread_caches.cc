@@ -138,6 +138,40 @@ struct ThreadCaches::OwnedCache : ThreadCache {
     return taken && (key == session_key || key == core_key);
   }
 
+  // Makes the stack at `index` room for up to `bytes` more below `cap_bytes`, at the expense of the
+  // others: of the room they do not use, then of the older half of what the fullest holds, which
+  // is moved to `moved`. Returns that stack's index; 0: nothing was moved. The owner's, settled.
+  size_t FindRoom(size_t index, uint64_t bytes, uint64_t cap_bytes, void** moved, size_t* count)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
+    *count = 0;
+    if (room_bytes + bytes <= cap_bytes) return 0;
+    size_t fullest = 0;
+    uint64_t most = 0;
+    for (size_t i = 2; i < kStacks; ++i) {
+      Stack& stack = stacks[i];
+      if (i == index || stack.limit == stack.floor) continue;
+      const uint64_t block_bytes = BlockBytesOf(CacheClassOfStack(i));
+      void** const top = stack.top.load(std::memory_order_relaxed);
+      room_bytes -= static_cast<uint64_t>(stack.limit - top) * block_bytes;
+      stack.limit = top;
+      const uint64_t held = static_cast<uint64_t>(top - stack.floor) * block_bytes;
+      if (held > most) {
+        most = held;
+        fullest = i;
+      }
+    }
+    if (fullest == 0 || room_bytes + bytes <= cap_bytes) return 0;
+    Stack& stack = stacks[fullest];
+    void** const top = stack.top.load(std::memory_order_relaxed);
+    *count = std::min((static_cast<size_t>(top - stack.floor) + 1) / 2, kMaxMove);
+    std::copy(stack.floor, stack.floor + *count, moved);
+    std::copy(stack.floor + *count, top, stack.floor);
+    stack.limit = top - *count;
+    stack.top.store(stack.limit, kTopOrder);
+    room_bytes -= *count * BlockBytesOf(CacheClassOfStack(fullest));
+    return fullest;
+  }
+
   // Moves up to a batch of blocks from a stack to `moved`. The owner's, settled.
   size_t PopSome(size_t index, void** moved) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
     Stack& stack = stacks[index];
@@ -377,7 +411,10 @@ absl::StatusOr<void*> ThreadCaches::Allocate(CacheClass c) {
   }
   Stack& stack = mine->stacks[index];
   const uint64_t block_bytes = BlockBytesOf(c);
+  void* blocks[kMaxMove];
   size_t wanted;
+  size_t evicted = 0;
+  size_t from = 0;
   {
     RankedMutexLock lock(&mine->mu);
     mine->Settle();
@@ -390,12 +427,19 @@ absl::StatusOr<void*> ThreadCaches::Allocate(CacheClass c) {
     uint16_t& refill = mine->refill[index];
     wanted = refill != 0 ? refill : BatchOf(c);
     // The one asked for may exceed what the thread may keep; the rest may not.
-    const size_t may_keep = static_cast<size_t>(thread_cap_bytes_ / block_bytes);
+    const auto room = static_cast<size_t>(stack.limit - stack.floor);
+    const size_t extra = std::min(wanted - 1, StackCapacityOf(c));
+    if (extra > room) {
+      from =
+          mine->FindRoom(index, (extra - room) * block_bytes, thread_cap_bytes_, blocks, &evicted);
+    }
+    const uint64_t left = thread_cap_bytes_ - std::min(thread_cap_bytes_, mine->room_bytes);
+    const size_t may_keep = room + static_cast<size_t>(left / block_bytes);
     const size_t capacity = std::min(StackCapacityOf(c), may_keep);
     wanted = std::clamp<size_t>(wanted, 1, std::min(kMaxMove, 1 + capacity));
     refill = static_cast<uint16_t>(std::min(2 * wanted, kMaxMove));
   }
-  void* blocks[kMaxMove];
+  if (evicted > 0) cache_->Give(CacheClassOfStack(from), {blocks, evicted}, nullptr);
   absl::StatusOr<SessionCache::Taken> taken =
       cache_->Take(c, absl::MakeSpan(blocks).subspan(0, wanted));
   if (!taken.ok()) return taken.status();
@@ -433,6 +477,9 @@ void ThreadCaches::Free(CacheClass c, void* block, const void* call_site) {
   const uint64_t block_bytes = BlockBytesOf(c);
   void* moved[kMaxMove];
   size_t count = 0;
+  void* evicted[kMaxMove];
+  size_t evicted_count = 0;
+  size_t from = 0;
   {
     RankedMutexLock lock(&mine->mu);
     mine->Settle();
@@ -440,8 +487,14 @@ void ThreadCaches::Free(CacheClass c, void* block, const void* call_site) {
     if (top == stack.limit) {
       const auto room = static_cast<size_t>(stack.limit - stack.floor);
       const size_t capacity = StackCapacityOf(c);
-      const size_t grow = std::min(BatchOf(c), capacity - std::min(room, capacity));
-      if (grow > 0 && mine->room_bytes + grow * block_bytes <= thread_cap_bytes_) {
+      size_t grow = std::min(BatchOf(c), capacity - std::min(room, capacity));
+      if (grow > 0) {
+        from =
+            mine->FindRoom(index, grow * block_bytes, thread_cap_bytes_, evicted, &evicted_count);
+        const uint64_t left = thread_cap_bytes_ - std::min(thread_cap_bytes_, mine->room_bytes);
+        grow = std::min(grow, static_cast<size_t>(left / block_bytes));
+      }
+      if (grow > 0) {
         stack.limit += grow;
         mine->room_bytes += grow * block_bytes;
       } else if (room == 0) {
@@ -456,6 +509,9 @@ void ThreadCaches::Free(CacheClass c, void* block, const void* call_site) {
     }
     if (top != stack.limit) *top++ = block;
     stack.top.store(top, kTopOrder);
+  }
+  if (evicted_count > 0) {
+    cache_->Give(CacheClassOfStack(from), {evicted, evicted_count}, call_site);
   }
   if (count > 0) cache_->Give(c, {moved, count}, call_site);
 }

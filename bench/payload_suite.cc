@@ -126,7 +126,7 @@ class Peers {
 using Handing = absl::StatusOr<double> (Peers::*)(size_t);
 
 // The peers are started by the first round of all.
-Round Throughput(std::shared_ptr<std::shared_ptr<Peers>> peers, Handing hand, size_t bytes,
+Round Throughput(const std::shared_ptr<std::shared_ptr<Peers>>& peers, Handing hand, size_t bytes,
                  size_t volume) {
   return [=]() -> absl::StatusOr<Metrics> {
     if (*peers == nullptr) {

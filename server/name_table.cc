@@ -15,6 +15,7 @@ absl::Status NoSuchName(absl::string_view name) {
 
 uint64_t NameTable::NoteLocked(Change change, uint64_t before, Watches* to_wake) {
   const uint64_t last = version_++;
+  const uint64_t now = version_;
   changes_.erase(before);
   // A removal is forgotten when its name stands again.
   if (const auto removal = removals_.find(change.name); removal != removals_.end()) {
@@ -28,7 +29,7 @@ uint64_t NameTable::NoteLocked(Change change, uint64_t before, Watches* to_wake)
     if (watch->filter_.Matches(change.name)) {
       to_wake->push_back(std::move(watch));
     } else if (watch->started_ && watch->seen_ == last) {
-      watch->seen_ = version_;  // it would find nothing for it
+      watch->seen_ = now;  // it would find nothing for it
     }
     return false;
   });

@@ -40,6 +40,35 @@ TEST(Examples, HandoverPassesEveryByteFromOneProcessToAnother) {
   EXPECT_TRUE(daemon.EventuallyEmpty());
 }
 
+TEST(Examples, DictionaryIsReadByItsNameWhenItsPublisherHasGone) {
+  Daemon daemon;
+  const Process::Options options = {.uid = 0,
+                                    .environment = {{"SPANPOOL_TARGET", daemon.run_dir()}}};
+  const std::string program = Runfile("examples/dictionary/dictionary");
+  const std::string path = daemon.run_dir() + "/words";
+  const auto publish = [&](const std::string& lines) {
+    std::ofstream(path) << lines;
+    Process publisher({program, "publish", "words", path}, options);
+    EXPECT_EQ(publisher.Wait(), 0) << publisher.standard_error();
+  };
+  const auto look = [&](const std::string& word) {
+    Process reader({program, "look", "words", word}, options);
+    const std::string line = reader.ReadLine().value_or("");
+    EXPECT_EQ(reader.Wait(), 0) << reader.standard_error();
+    return line;
+  };
+  publish("span\ta run of pages\narena\t64 MiB of shared memory\n");
+  EXPECT_EQ(look("arena"), "arena: 64 MiB of shared memory");
+  EXPECT_EQ(look("span"), "span: a run of pages");
+  EXPECT_EQ(look("heap"), "heap: ?");
+  publish("heap\tall of it\n");
+  EXPECT_EQ(look("heap"), "heap: all of it");
+  EXPECT_EQ(look("span"), "span: ?");
+  Process remove({Runfile("cli/spanpool"), "rm", "words"}, options);
+  EXPECT_EQ(remove.Wait(), 0) << remove.standard_error();
+  EXPECT_TRUE(daemon.EventuallyEmpty());
+}
+
 TEST(Examples, PipelineWritesEveryFrameInvertedAndInOrder) {
   Daemon daemon;
   const Process::Options options = {.uid = 0,

@@ -24,6 +24,7 @@
 #include "allocator/lock_rank.h"
 #include "client/daemon_names.h"
 #include "client/exchange_stream.h"
+#include "client/kept_connection.h"
 #include "client/name_source.h"
 #include "client/rpc_connection.h"
 #include "proto/layout/attach.h"
@@ -269,11 +270,11 @@ class DaemonLink final : public SpanSource {
 
   NameSource* names() override { return names_.has_value() ? &*names_ : nullptr; }
 
-  void AbandonInChild() override {
+  void AbandonInChild() override ABSL_NO_THREAD_SAFETY_ANALYSIS {
     // The child's copy would keep the lifeline open after the parent's end. The object itself is
     // the parent's: in the child it is never destroyed.
     close(socket_fd_);
-    if (const int fd = connection_fd_.load(std::memory_order_acquire); fd >= 0) close(fd);
+    connection_.AbandonInChild();
     if (names_.has_value()) names_->AbandonInChild();
   }
 
@@ -313,7 +314,7 @@ class DaemonLink final : public SpanSource {
     RankedMutexLock lock(&mu_);
     if (stream_ == nullptr || stream_->failed()) {
       stream_ = nullptr;
-      stream_ = std::make_shared<ExchangeStream>(ConnectionLocked(), token_,
+      stream_ = std::make_shared<ExchangeStream>(connection_.Get(), token_,
                                                  [this](const v1::ExchangeResponse& late) {
                                                    RankedMutexLock lock(&orphans_mu_);
                                                    for (const v1::SpanGrant& grant : late.grants())
@@ -337,23 +338,7 @@ class DaemonLink final : public SpanSource {
 
   std::shared_ptr<RpcConnection> Connection() ABSL_LOCKS_EXCLUDED(mu_) {
     RankedMutexLock lock(&mu_);
-    return ConnectionLocked();
-  }
-
-  // The connection to use, a new one if the last has ended.
-  const std::shared_ptr<RpcConnection>& ConnectionLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-    if (connection_ == nullptr || !Usable(*connection_)) {
-      // A fork at any moment finds the number of an open descriptor here, or none.
-      connection_fd_.store(-1, std::memory_order_release);
-      connection_ = std::make_shared<RpcConnection>(grpc_path_);
-      connection_fd_.store(connection_->fd(), std::memory_order_release);
-    }
-    return connection_;
-  }
-
-  static bool Usable(const RpcConnection& connection) {
-    RankedMutexLock lock(connection.mutex());
-    return connection.usable();
+    return connection_.Get();
   }
 
   bool HasReturns() ABSL_LOCKS_EXCLUDED(mu_) {
@@ -380,9 +365,7 @@ class DaemonLink final : public SpanSource {
 
   RankedMutex mu_{LockRank::kLink};
   std::string token_;  // constant once attached
-  std::shared_ptr<RpcConnection> connection_ ABSL_GUARDED_BY(mu_);
-  // Its descriptor, for a forked child: the lock may be held by a thread that the child has not.
-  std::atomic<int> connection_fd_{-1};
+  KeptConnection connection_ ABSL_GUARDED_BY(mu_){grpc_path_};
   std::shared_ptr<ExchangeStream> stream_ ABSL_GUARDED_BY(mu_);
   std::vector<uint64_t> to_return_ ABSL_GUARDED_BY(mu_);
 

@@ -1,7 +1,5 @@
 #include "client/daemon_names.h"
 
-#include <unistd.h>
-
 #include <iterator>
 #include <list>
 #include <utility>
@@ -49,11 +47,6 @@ NameChange FromProto(const v1::NameChange& in) {
       change.kind = NameChange::Kind::kUnpublished;
   }
   return change;
-}
-
-bool IsUsable(const RpcConnection& connection) {
-  RankedMutexLock lock(connection.mutex());
-  return connection.usable();
 }
 
 }  // namespace
@@ -158,7 +151,8 @@ DaemonNames::DaemonNames(std::string grpc_path, std::string token,
                          std::function<std::shared_ptr<RpcConnection>()> connection)
     : grpc_path_(std::move(grpc_path)),
       metadata_({{"spanpool-token-bin", std::move(token)}}),
-      connection_(std::move(connection)) {}
+      connection_(std::move(connection)),
+      watching_(grpc_path_) {}
 
 absl::Status DaemonNames::Call(const char* method, const google::protobuf::MessageLite& request,
                                google::protobuf::MessageLite* response) {
@@ -214,19 +208,11 @@ std::unique_ptr<NameStream> DaemonNames::Watch(const NameFilter& filter) {
   std::shared_ptr<RpcConnection> connection;
   {
     RankedMutexLock lock(&mu_);
-    if (watching_ == nullptr || !IsUsable(*watching_)) {
-      // A fork at any moment finds the number of an open descriptor here, or none.
-      watching_fd_.store(-1, std::memory_order_release);
-      watching_ = std::make_shared<RpcConnection>(grpc_path_);
-      watching_fd_.store(watching_->fd(), std::memory_order_release);
-    }
-    connection = watching_;
+    connection = watching_.Get();
   }
   return std::make_unique<Stream>(std::move(connection), metadata_, filter, watches_);
 }
 
-void DaemonNames::AbandonInChild() {
-  if (const int fd = watching_fd_.load(std::memory_order_acquire); fd >= 0) close(fd);
-}
+void DaemonNames::AbandonInChild() ABSL_NO_THREAD_SAFETY_ANALYSIS { watching_.AbandonInChild(); }
 
 }  // namespace spanpool::internal

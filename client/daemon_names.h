@@ -16,6 +16,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "allocator/lock_rank.h"
+#include "client/kept_connection.h"
 #include "client/name_source.h"
 #include "client/rpc_connection.h"
 
@@ -55,8 +56,7 @@ class DaemonNames final : public NameSource {
   const std::function<std::shared_ptr<RpcConnection>()> connection_;
 
   RankedMutex mu_{LockRank::kLink};
-  std::shared_ptr<RpcConnection> watching_ ABSL_GUARDED_BY(mu_);
-  std::atomic<int> watching_fd_{-1};  // its descriptor, for a forked child
+  KeptConnection watching_ ABSL_GUARDED_BY(mu_);
   const std::shared_ptr<std::atomic<int>> watches_ = std::make_shared<std::atomic<int>>(0);
 };
 

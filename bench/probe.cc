@@ -1,8 +1,5 @@
 #include "bench/probe.h"
 
-#include <pthread.h>
-#include <sched.h>
-
 #include <algorithm>
 #include <atomic>
 #include <functional>
@@ -10,9 +7,11 @@
 #include <mutex>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "allocator/check.h"
+#include "bench/cpus.h"
 #include "benchmark/benchmark.h"
 
 namespace spanpool::bench {
@@ -44,24 +43,6 @@ void MutexPair(int64_t n) {
     benchmark::ClobberMemory();
     mu.unlock();
   }
-}
-
-// The CPUs this process may run on.
-std::vector<int> AllowedCpus() {
-  std::vector<int> cpus;
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof(set), &set) != 0) return cpus;
-  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-    if (CPU_ISSET(cpu, &set)) cpus.push_back(cpu);
-  }
-  return cpus;
-}
-
-void PinTo(int cpu) {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  CPU_SET(cpu, &set);
-  (void)pthread_setaffinity_np(pthread_self(), sizeof(set), &set);
 }
 
 // Two threads pass a number to and fro for `time`. The median of many short batches: in most of

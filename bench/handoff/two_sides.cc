@@ -1,7 +1,5 @@
 #include "bench/handoff/two_sides.h"
 
-#include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -19,6 +17,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
+#include "bench/cpus.h"
 #include "bench/harness.h"
 #include "bench/spsc_ring.h"
 
@@ -41,24 +40,6 @@ struct Head {
 };
 constexpr size_t kHeadBytes = 4096;
 static_assert(sizeof(Head) <= kHeadBytes);
-
-// Two processors that this process may use; fewer if it may not.
-std::vector<int> TwoCpus() {
-  std::vector<int> cpus;
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof(set), &set) != 0) return cpus;
-  for (int cpu = 0; cpu < CPU_SETSIZE && cpus.size() < 2; ++cpu) {
-    if (CPU_ISSET(cpu, &set)) cpus.push_back(cpu);
-  }
-  return cpus;
-}
-
-void PinTo(int cpu) {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  CPU_SET(cpu, &set);
-  (void)pthread_setaffinity_np(pthread_self(), sizeof(set), &set);
-}
 
 // A reply is a line; empty: done.
 void Reply(int socket, const absl::Status& status) {
@@ -190,7 +171,7 @@ int RunAbsent(const std::string& why) {
 }
 
 int RunTwoSides(size_t shared_bytes, const MakeSide& make_sender, const MakeSide& make_receiver) {
-  const std::vector<int> cpus = TwoCpus();
+  const std::vector<int> cpus = AllowedCpus();
   if (cpus.size() < 2) return RunAbsent("a process that spins needs a processor of its own: two");
   void* const memory = mmap(nullptr, kHeadBytes + shared_bytes, PROT_READ | PROT_WRITE,
                             MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

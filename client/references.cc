@@ -58,12 +58,14 @@ absl::Status WrittenOver(GranuleId granule, BlockWord word, const char* what) {
 }  // namespace
 
 References::References(uint32_t incarnation, layout::SessionSegment* segment,
-                       uint32_t slot_capacity, AddressRange* range, SessionCache* cache)
+                       uint32_t slot_capacity, AddressRange* range, SessionCache* cache,
+                       std::function<void()> deferred)
     : incarnation_(incarnation),
       slot_words_(layout::SlotsOf(segment)),
       notes_(layout::NotesOf(segment)),
       range_(range),
       cache_(cache),
+      deferred_(std::move(deferred)),
       slots_(segment, slot_capacity) {}
 
 absl::Status References::NoSlot() {
@@ -362,9 +364,12 @@ void References::NoteWaitingLocked() {
 }
 
 void References::Enlist(const Pending& pending) {
-  RankedMutexLock lock(&mu_);
-  pending_.push_back(pending);
-  NoteWaitingLocked();
+  {
+    RankedMutexLock lock(&mu_);
+    pending_.push_back(pending);
+    NoteWaitingLocked();
+  }
+  deferred_();
 }
 
 void References::EnlistTransit(const Transit& transit) {

@@ -30,6 +30,7 @@
 #include <atomic>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <optional>
 #include <vector>
 
@@ -96,8 +97,10 @@ struct Transit {
 class References {
  public:
   // All outlive this. `segment` is mapped for writing, `slot_capacity` is what the daemon said.
+  // `deferred` is called, by any thread, after something was put off that only Settle finishes; not
+  // for what was sent.
   References(uint32_t incarnation, layout::SessionSegment* segment, uint32_t slot_capacity,
-             AddressRange* range, SessionCache* cache);
+             AddressRange* range, SessionCache* cache, std::function<void()> deferred);
   References(const References&) = delete;
   References& operator=(const References&) = delete;
 
@@ -265,6 +268,7 @@ class References {
   layout::SlotNote* const notes_;
   AddressRange* const range_;
   SessionCache* const cache_;
+  const std::function<void()> deferred_;
   SlotStocks slots_;
 
   RankedMutex mu_{LockRank::kLeaf};

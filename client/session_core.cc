@@ -114,7 +114,7 @@ absl::Status SessionCore::Init(const layout::UniqueFd& session_segment) {
                                           &misuse_, [this] { return WakeHousekeeper(); });
   // Before the thread caches: their fork handlers rely on it.
   references_ = std::make_unique<References>(incarnation_, segment_, slot_capacity_, range_.get(),
-                                             cache_.get());
+                                             cache_.get(), [this] { NoteWaiting(); });
   threads_ =
       std::make_unique<ThreadCaches>(limit_bytes_, range_.get(), pages_.get(), cache_.get(), this);
   if (background_) {
@@ -362,7 +362,8 @@ absl::Time SessionCore::Settle(absl::Time now) {
   if (settle_at_ > now && settle_at_ != absl::InfiniteFuture()) return settle_at_;
   GiveSettled();
   if (!references_->any_waiting()) {
-    // seq_cst: pairs with NoteSent. Whoever sends from here on wakes the housekeeper.
+    // seq_cst: pairs with NoteWaiting. Whoever leaves something to be
+    // finished from here on wakes the housekeeper.
     settling_.store(false, std::memory_order_seq_cst);
     settle_pause_ = kFirstSettlePause;
     if (!references_->any_waiting() || settling_.exchange(true, std::memory_order_seq_cst)) {
@@ -508,7 +509,7 @@ absl::Status SessionCore::Send(Held held, void* data) {
   if (abandoned()) return InChild();
   FreeSettled(/*all=*/false);
   absl::Status sent = references_->Send(held, range_->OffsetOf(data));
-  if (sent.ok()) NoteSent();
+  if (sent.ok()) NoteWaiting();
   return sent;
 }
 
@@ -517,11 +518,11 @@ absl::Status SessionCore::SendPrivate(void* data, uint64_t length) {
   if (absl::Status status = CheckShareable(data, length); !status.ok()) return status;
   FreeSettled(/*all=*/false);
   absl::Status sent = references_->SendPrivate(range_->OffsetOf(data), length);
-  if (sent.ok()) NoteSent();
+  if (sent.ok()) NoteWaiting();
   return sent;
 }
 
-void SessionCore::NoteSent() {
+void SessionCore::NoteWaiting() {
   // seq_cst: after the list was added to; the housekeeper clears the mark, then looks at the list.
   if (settling_.load(std::memory_order_seq_cst)) return;
   if (!settling_.exchange(true, std::memory_order_seq_cst)) WakeHousekeeper();
@@ -566,7 +567,7 @@ void SessionCore::Retarget(const Outgoing& outgoing, const TransitNote& note) {
 void SessionCore::EndTransit(const Outgoing& outgoing) {
   references_->EndTransit(outgoing.transit);
   FreeSettled(/*all=*/false);
-  NoteSent();
+  NoteWaiting();
   DropOwner();
 }
 

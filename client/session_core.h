@@ -195,8 +195,8 @@ class SessionCore final : public SessionLife {
   absl::Status CheckShareable(const void* data, uint64_t length) const;
   // Allocate, where no thread's stack has what is wanted.
   absl::StatusOr<Buffer> AllocateSlowly(size_t bytes, const AllocateOptions& options);
-  // Has the housekeeper look whether what was sent has arrived.
-  void NoteSent();
+  // Has the housekeeper finish what waits for others: see References::Settle.
+  void NoteWaiting();
   // The housekeeper's part in that; when to do it again.
   absl::Time Settle(absl::Time now);
   // Returns what is idle: spans of the session cache first; if those are less than `bytes`, also
@@ -221,7 +221,7 @@ class SessionCore final : public SessionLife {
   std::unique_ptr<ThreadCaches> threads_;
   std::unique_ptr<Housekeeper> housekeeper_;
 
-  // The housekeeper comes by soon, and sees what was sent.
+  // The housekeeper comes by soon, and sees what waits.
   std::atomic<bool> settling_{false};
   // The housekeeper's own.
   absl::Duration settle_pause_;

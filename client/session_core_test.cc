@@ -1490,6 +1490,23 @@ TEST_F(SharingTest, AFrozenWordIsWaitedForByOpenAndReleasedLater) {
   EXPECT_TRUE(Word(handle).is_private());
 }
 
+TEST_F(SharingTest, TheHousekeeperFinishesAReleaseThatMetARecount) {
+  Buffer buffer = MustAllocate(a_, 1000);
+  const Handle handle = *buffer.Share();
+  Attached idle(pool_.AttachWithHousekeeper());
+  Buffer opened = MustOpen(idle, handle);
+  layout::SharedWord& word = pool_.WordOf(Bits(handle).granule);
+  constexpr uint64_t kFrozen = uint64_t{1} << 63;
+  word.fetch_or(kFrozen);
+  opened = Buffer();
+  word.fetch_and(~kFrozen);
+  // And the session does nothing more.
+  while (Word(handle).refs() != 1) std::this_thread::yield();
+  buffer = Buffer();
+  idle.Reset();
+  ExpectEmptyAfterDetaching(3);
+}
+
 TEST_F(SharingTest, AtTheLargestGenerationABlockIsRetired) {
   Buffer buffer = MustAllocate(a_, 1000);
   layout::SharedWord& word = pool_.WordOf(GranuleOf(a_->OffsetOf(buffer.data())));

@@ -70,12 +70,22 @@ class SessionReaper {
   SessionReaper(const SessionReaper&) = delete;
   SessionReaper& operator=(const SessionReaper&) = delete;
 
-  // Takes back a part of what the dead session held: about `budget` slots and spans.
+  // Takes back a part of what the dead session held: as much as takes the time of about `budget`
+  // slots.
   ReapProgress Reap(Session& session, uint32_t budget);
 
  private:
-  // Reads one slot and does what it asks for. False: it needs a recount.
-  bool ReapSlot(Session& session, uint32_t index);
+  // What one slot said, and the word that it names; null if there is none.
+  struct Found {
+    layout::Slot slot;
+    layout::SharedWord* word = nullptr;
+  };
+  // `count` slots, at most kSlotsAtATime, from `first` on.
+  void ReapSlots(Session& session, uint32_t first, uint32_t count);
+  // Reads a slot, once. Its word begins to come from memory.
+  Found ReadSlot(Session& session, uint32_t index);
+  // Does what the slot asks for. False: it needs a recount.
+  bool ReapSlot(Session& session, uint32_t index, Found found);
   void ReapTransit(Session& session, uint32_t index, layout::Slot slot);
   // Rule 5, b to d.
   void DropReference(layout::SharedSlot& slot, layout::SharedWord& word, GranuleId granule);

@@ -120,6 +120,7 @@ enum class Whose { kOwn, kOwnAndRead, kOpened };
 void Reap(benchmark::State& state, Whose whose, uint64_t blocks, uint64_t bytes) {
   Clients clients;
   double longest = 0;
+  double total = 0;
   for (auto _ : state) {
     const std::shared_ptr<Session> dead = clients.Attach();
     const std::shared_ptr<Session> other = clients.Attach();
@@ -128,15 +129,15 @@ void Reap(benchmark::State& state, Whose whose, uint64_t blocks, uint64_t bytes)
     const std::vector<GranuleId> granules = clients.Borrow(sharer, blocks, bytes);
     clients.Hold(sharer, granules, true);
     if (whose != Whose::kOwn) clients.Hold(opener, granules, false);
-    state.SetIterationTime(clients.Reap(*dead, &longest));
+    const double seconds = clients.Reap(*dead, &longest);
+    state.SetIterationTime(seconds);
+    total += seconds;
     double ignored = 0;
     clients.Reap(*other, &ignored);
     clients.Sweep();
   }
-  state.SetItemsProcessed(state.iterations() * static_cast<int64_t>(blocks));
   state.counters["ns_per_block"] =
-      benchmark::Counter(static_cast<double>(blocks) * 1e-9,
-                         benchmark::Counter::kIsIterationInvariantRate | benchmark::Counter::kInvert);
+      total * 1e9 / static_cast<double>(blocks) / static_cast<double>(state.iterations());
   state.counters["piece_us"] = longest * 1e6;
 }
 

@@ -55,6 +55,7 @@ TEST(HandoverSuites, AKilledClientLeavesNothingBehind) {
   };
   EXPECT_GT(of("death_ms"), 0);
   EXPECT_GT(of("reclaim_ms"), 0);
+  EXPECT_GT(of("whole_ms"), 0);
   EXPECT_GT(of("others_p99_ratio"), 0);
   EXPECT_EQ(of("lost_blocks"), 0);
 }

@@ -1,6 +1,7 @@
 // Takes back what a dead session held, in pieces: rules 5, 7 and 11 of tests/model/README.md.
 //
-//  1. Each slot that may have been written is read once; the copy is judged. A slot that names no
+//  1. Each slot that may have been written is read once, some before the first of them is judged, so
+//     that their words come from memory together; the copy is judged. A slot that names no
 //     granule that was ever lent, or is in no known state, is a lie: counted and cleared.
 //       VOID        → FREE.
 //       HELD        → RELEASING, then one reference less in the word (FREED at zero), then FREE.
@@ -15,7 +16,8 @@
 //     changing are written by somebody whom the dead process gave its segment to: after some rounds
 //     they are a lie, and cleared.
 //  3. Only when every slot is FREE are the session's spans returned to the heap, which sweeps them:
-//     private blocks are free, shared ones live on until their last holder drops them.
+//     private blocks are free, shared ones live on until their last holder drops them. Many go
+//     back at once, for neighbours cost little more than one.
 //
 // What it costs: a few tens of nanoseconds for each slot the session used and for each span, and,
 // if its process died in the middle of a step, one recount.

@@ -8,10 +8,9 @@
 //                     A word without references: the sharer died before its CAS. FREE.
 //       TRANSIT     still under way: session 0 takes a reference of its own first. Then as HELD.
 //       ACQUIRING,  → a word without references proves the slot uncounted: FREE. Otherwise nobody
-//       can RELEASING     tell from this slot alone whether the reference is in the count: put
-//       aside.
-//  2. All blocks put aside are recounted, in one pass over the slots of the pool (recounter.h),
-//  which
+//       RELEASING     can tell from this slot alone whether the reference is in the count: put
+//                     aside.
+//  2. All blocks put aside are recounted, in one pass over the slots of the pool (recounter.h), which
 //     leaves these slots FREE. If a recount has to be put off, so is the rest. Slots that go on
 //     changing are written by somebody whom the dead process gave its segment to: after some rounds
 //     they are a lie, and cleared.

@@ -118,9 +118,9 @@ class Session {
   // The reaper's thread only: how far it has come.
   struct Reaping {
     std::chrono::steady_clock::time_point died;  // when the kernel said so
-    SessionMemory::SlotRange slots;  // are being read: so much is left of them
-    uint32_t references = 0;  // taken back
-    uint64_t spans = 0;       // likewise
+    SessionMemory::SlotRange slots;              // are being read: so much is left of them
+    uint32_t references = 0;                     // taken back
+    uint64_t spans = 0;                          // likewise
     // Slots in flight, on blocks that others refer to: they need a recount.
     std::vector<uint32_t> ambiguous;
     int recounts = 0;  // that were made for them, and not put off

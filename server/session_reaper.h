@@ -1,8 +1,8 @@
 // Takes back what a dead session held, in pieces: rules 5, 7 and 11 of tests/model/README.md.
 //
-//  1. Each slot that may have been written is read once, some before the first of them is judged, so
-//     that their words come from memory together; the copy is judged. A slot that names no
-//     granule that was ever lent, or is in no known state, is a lie: counted and cleared.
+//  1. Each slot that may have been written is read once, some before the first is judged, so that
+//     their words come from memory together; the copy is judged. A slot that names no granule that
+//     was ever lent, or is in no known state, is a lie: counted and cleared.
 //       VOID        → FREE.
 //       HELD        → RELEASING, then one reference less in the word (FREED at zero), then FREE.
 //                     A word without references: the sharer died before its CAS. FREE.
@@ -10,7 +10,7 @@
 //       ACQUIRING,  → a word without references proves the slot uncounted: FREE. Otherwise nobody
 //       RELEASING     can tell from this slot alone whether the reference is in the count: put
 //                     aside.
-//  2. All blocks put aside are recounted, in one pass over the slots of the pool (recounter.h), which
+//  2. All blocks put aside are recounted, in one pass over the slots of the pool (recounter.h). It
 //     leaves these slots FREE. If a recount has to be put off, so is the rest. Slots that go on
 //     changing are written by somebody whom the dead process gave its segment to: after some rounds
 //     they are a lie, and cleared.

@@ -58,10 +58,10 @@ class Clients {
     const bool large = size_class == kLargeSizeClass;
     std::vector<GranuleId> granules;
     while (granules.size() < blocks) {
-      const absl::StatusOr<ExchangeResult> result = pool_.Exchange(
-          session, {.returns = {},
-                    .wants = {{SpanClass(size_class, true).value(), 64,
-                               large ? PagesFor(bytes).value() : 0, 0}}});
+      const absl::StatusOr<ExchangeResult> result =
+          pool_.Exchange(session, {.returns = {},
+                                   .wants = {{SpanClass(size_class, true).value(), 64,
+                                              large ? PagesFor(bytes).value() : 0, 0}}});
       SPANPOOL_CHECK(result.ok());
       SPANPOOL_CHECK(result->shortfalls.empty()) << result->shortfalls[0].status;
       for (const ExchangeGrant& grant : result->grants) {
@@ -148,13 +148,12 @@ void RegisterAll() {
     uint64_t blocks;
     uint64_t bytes;
   };
-  for (const Case& each : {Case{"own", Whose::kOwn, 100'000, 4096},
-                           Case{"own", Whose::kOwn, 1'000'000, 64},
-                           Case{"own", Whose::kOwn, 256, 1 << 20},
-                           Case{"own_and_read", Whose::kOwnAndRead, 100'000, 4096},
-                           Case{"opened", Whose::kOpened, 100'000, 4096}}) {
-    const std::string name =
-        absl::StrCat("reap/", each.name, "/", each.blocks, "x", each.bytes);
+  for (const Case& each :
+       {Case{"own", Whose::kOwn, 100'000, 4096}, Case{"own", Whose::kOwn, 1'000'000, 64},
+        Case{"own", Whose::kOwn, 256, 1 << 20},
+        Case{"own_and_read", Whose::kOwnAndRead, 100'000, 4096},
+        Case{"opened", Whose::kOpened, 100'000, 4096}}) {
+    const std::string name = absl::StrCat("reap/", each.name, "/", each.blocks, "x", each.bytes);
     benchmark::RegisterBenchmark(name.c_str(), Reap, each.whose, each.blocks, each.bytes)
         ->UseManualTime()
         ->Unit(benchmark::kMillisecond);

@@ -486,8 +486,8 @@ TEST_F(SessionReaperTest, ALiarThatARecountFindsIsEvictedAndLittleOfItRemembered
   EXPECT_THAT(AuditPool(pool_), IsEmpty());
 }
 
-// Some thousand references whose slots lie in several runs, on blocks of the session's own, of which
-// some live on, and of another's.
+// Some thousand references whose slots lie in several runs, on blocks of the session's own, of
+// which some live on, and of another's.
 TEST_F(SessionReaperTest, HowMuchIsTakenBackAtATimeChangesNothing) {
   for (const uint32_t budget : {1u, 31u, 32u, 33u, 1000u, 1'000'000u}) {
     const auto owner = Attach();

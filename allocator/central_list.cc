@@ -59,20 +59,24 @@ Span* CentralList::Take(ActiveSweep* sweep) {
 }
 
 void CentralList::Return(Span* span) {
+  std::vector<FreedBlock> due;
+  if (TakeBack(span, &due)) heap_->Free(span);
+  Report(due);
+}
+
+bool CentralList::TakeBack(Span* span, std::vector<FreedBlock>* due) {
   uint64_t generation = Span::kOnLoan;
   SPANPOOL_CHECK(span->sweep_generation.compare_exchange_strong(generation, Span::kReturning,
                                                                 std::memory_order_relaxed))
       << "returning a span that is not on loan; its generation is " << generation;
   SPANPOOL_CHECK_EQ(span->span_class, span_class_);
   span->needs_zero = true;  // its holder may have written anywhere
-  const std::vector<FreedBlock> due = SweepBlocks(span);
-  if (span->blocks_in_use == 0) {
-    heap_->Free(span);
-  } else {
-    RankedMutexLock lock(&mu_);
-    ListLocked(span);
-  }
-  Report(due);
+  const std::vector<FreedBlock> freed = SweepBlocks(span);
+  due->insert(due->end(), freed.begin(), freed.end());
+  if (span->blocks_in_use == 0) return true;
+  RankedMutexLock lock(&mu_);
+  ListLocked(span);
+  return false;
 }
 
 void CentralList::BeginCycle() {

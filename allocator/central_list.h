@@ -55,6 +55,9 @@ class alignas(ABSL_CACHELINE_SIZE) CentralList {
 
   // Takes back a span on loan (CHECK) and sweeps it: lists it, or frees it if no block is in use.
   void Return(Span* span);
+  // The same in two steps, for who frees many at once. True: no block is in use, and the span is
+  // the caller's to free (PageHeap). What is to be reported when it is, is added to `due`.
+  bool TakeBack(Span* span, std::vector<FreedBlock>* due);
 
   // The next cycle: the generation advances by 2. The unswept sets are empty (CHECK) and no span of
   // this list is being swept.

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/types/span.h"
 #include "allocator/central_list.h"
 #include "allocator/check.h"
 #include "allocator/metadata_source.h"
@@ -65,6 +66,17 @@ class Heap::Impl {
   }
 
   void Return(Span* span) { ListOf(span->span_class).Return(span); }
+
+  void ReturnAll(absl::Span<Span* const> spans) {
+    std::vector<Span*> free;
+    free.reserve(spans.size());
+    std::vector<FreedBlock> due;
+    for (Span* span : spans) {
+      if (ListOf(span->span_class).TakeBack(span, &due)) free.push_back(span);
+    }
+    pages_.FreeAll(absl::MakeSpan(free));
+    specials_.Report(due);
+  }
 
   Span* SpanOf(PageId page) const { return pages_.SpanOf(page); }
 
@@ -180,6 +192,7 @@ absl::StatusOr<Span*> Heap::GrantLarge(PageCount pages, bool scan, PageCount ali
   return impl_->GrantLarge(pages, scan, alignment);
 }
 void Heap::Return(Span* span) { impl_->Return(span); }
+void Heap::ReturnAll(absl::Span<Span* const> spans) { impl_->ReturnAll(spans); }
 Span* Heap::SpanOf(PageId page) const { return impl_->SpanOf(page); }
 absl::Status Heap::AddSpecial(Span* span, uint32_t block, SpecialKind kind, uint64_t value) {
   return impl_->AddSpecial(span, block, kind, value);

@@ -23,6 +23,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "allocator/arena_source.h"
 #include "allocator/metadata_source.h"
 #include "allocator/run_pool.h"
@@ -84,6 +85,8 @@ class Heap {
   // its pages are free at once, else it goes to its central list. The caller must not touch `span`
   // afterwards. Returning a span that is not on loan is a bug of the caller (CHECK).
   void Return(Span* span);
+  // The same for many spans, of any class; cheaper, above all where they are neighbours.
+  void ReturnAll(absl::Span<Span* const> spans);
 
   // The span that owns `page`, or null. Never fails; any value is allowed.
   Span* SpanOf(PageId page) const;

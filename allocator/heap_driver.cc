@@ -345,17 +345,24 @@ std::string HeapDriver::CheckStats() {
 }
 
 std::string HeapDriver::Finish() {
-  while (!loans_.empty()) {
-    std::string error = Return(loans_.size() - 1);
-    if (!error.empty()) return error;
+  std::vector<Span*> spans;
+  for (const Loan& loan : loans_) {
+    const Span* const span = loan.span;
+    for (const uint32_t block : loan.owned) live_.erase(OffsetOfBlock(*span, block));
+    listed_[span->first_page] = {span->pages, span->span_class};
+    stale_.erase(stale_.lower_bound({span->first_page, 0}),
+                 stale_.lower_bound({span->first_page + PageCount(1), 0}));
+    spans.push_back(loan.span);
   }
+  loans_.clear();
+  heap_->ReturnAll(spans);
+  if (std::string error = Reconcile(); !error.empty()) return error;
   for (const auto& [page, block] : shared_) states_.Drop(page, block);
   shared_.clear();
   for (const PageRange& run : runs_) heap_->runs()->Free(run);
   runs_.clear();
   heap_->Sweep();
-  std::string error = Reconcile();
-  if (!error.empty()) return error;
+  if (std::string error = Reconcile(); !error.empty()) return error;
   if (!listed_.empty()) return "an empty span was not freed";
   if (!listener_.watched.empty()) return "a freed block was not reported";
   heap_->CheckInvariants();

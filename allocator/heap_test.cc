@@ -161,6 +161,38 @@ TEST(Heap, SweepingFreesSpansThatWereLeftEmpty) {
   heap.CheckInvariants();
 }
 
+TEST(Heap, ManySpansOfAnyClassComeBackAtOnce) {
+  FaultyArenaSource source;
+  FakeBlockStates states;
+  Heap heap(Limit(2 * kArenaBytes), &source, &states);
+  std::vector<Span*> spans;
+  for (int i = 0; i < 200; ++i) {
+    spans.push_back(*heap.Grant(i % 2 == 0 ? kClass64 : kClass8192));
+    if (i % 50 == 0) spans.push_back(*heap.GrantLarge(PageCount(700), /*scan=*/false));
+  }
+  Span* const kept = spans[90];
+  const PageId kept_page = kept->first_page;
+  states.Refer(*kept, 0);
+  std::set<PageId> pages;
+  for (const Span* span : spans) pages.insert(span->first_page);
+  std::shuffle(spans.begin(), spans.end(), std::mt19937(1));
+  heap.ReturnAll({});
+  heap.ReturnAll(spans);
+  for (const PageId page : pages) {
+    EXPECT_EQ(heap.SpanOf(page), page == kept_page ? kept : nullptr) << page;
+  }
+  const HeapStats stats = heap.stats();
+  EXPECT_EQ(stats.on_loan_bytes, 0u);
+  EXPECT_EQ(stats.spans_on_loan, 0u);
+  EXPECT_EQ(stats.spans_in_lists, 1u);
+  ExpectAddsUp(stats);
+  heap.CheckInvariants();
+  states.Drop(kept_page, 0);
+  heap.Sweep();
+  EXPECT_TRUE(heap.GrantLarge(PageCount(2 * kPagesPerArena), false).ok()) << "all one run again";
+  heap.CheckInvariants();
+}
+
 TEST(HeapDeathTest, ReturningASpanTwiceIsRefused) {
   FaultyArenaSource source;
   FakeBlockStates states;
@@ -358,6 +390,32 @@ TEST(Heap, TheListenerIsToldOnceOfABlockThatIsFreed) {
   ASSERT_EQ(listener.freed.size(), 2u);
   EXPECT_EQ(listener.freed[1].value, 22u);
   EXPECT_EQ(heap.SpanOf(page), nullptr);
+  heap.CheckInvariants();
+}
+
+TEST(Heap, TheListenerIsToldWhenManySpansComeBack) {
+  struct Listener : FreedBlockListener {
+    void OnFreed(absl::Span<const FreedBlock> blocks) override {
+      // Their spans are out of the heap's hands by now.
+      for (const FreedBlock& block : blocks) EXPECT_EQ(heap->SpanOf(block.first_page), nullptr);
+      freed += blocks.size();
+    }
+    Heap* heap = nullptr;
+    size_t freed = 0;
+  } listener;
+  FaultyArenaSource source;
+  FakeBlockStates states;
+  HeapOptions options = Limit(kArenaBytes);
+  options.listener = &listener;
+  Heap heap(options, &source, &states);
+  listener.heap = &heap;
+  std::vector<Span*> spans;
+  for (int i = 0; i < 3; ++i) {
+    spans.push_back(*heap.Grant(kClass64));
+    ASSERT_TRUE(heap.AddSpecial(spans.back(), 5, SpecialKind::kNotification, 1).ok());
+  }
+  heap.ReturnAll(spans);
+  EXPECT_EQ(listener.freed, 3u);
   heap.CheckInvariants();
 }
 
@@ -607,12 +665,18 @@ TEST(Heap, RandomOperationsMatchATriviallyCorrectModel) {
       live.erase(it);
     } else if (choice < 98) {
       if (loans.empty()) continue;
-      const size_t at = random() % loans.size();
-      std::swap(loans[at], loans.back());
-      Span* const span = loans.back().span;
-      loans.pop_back();
-      listed[span->first_page] = {span->pages, span->span_class};
-      heap.Return(span);
+      // One by itself, or a few at once.
+      const size_t count = choice < 90 ? 1 : std::min<size_t>(1 + random() % 16, loans.size());
+      std::vector<Span*> spans;
+      while (spans.size() < count) {
+        const size_t at = random() % loans.size();
+        std::swap(loans[at], loans.back());
+        Span* const span = loans.back().span;
+        loans.pop_back();
+        listed[span->first_page] = {span->pages, span->span_class};
+        spans.push_back(span);
+      }
+      choice < 90 ? heap.Return(spans[0]) : heap.ReturnAll(spans);
       reconcile();
     } else if (choice < 99) {
       heap.Sweep();

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "allocator/check.h"
@@ -214,12 +215,41 @@ absl::Status PageHeap::GrowLocked() {
   return absl::OkStatus();
 }
 
-void PageHeap::Free(Span* span) {
+void PageHeap::Forget(Span* span) {
   SPANPOOL_CHECK_NE(span->sweep_generation.load(std::memory_order_relaxed), Span::kFree);
   SPANPOOL_CHECK(span->set == nullptr);
   SPANPOOL_DCHECK(!map_.HasSpecials(*span));
   map_.Leave(span);
   span->sweep_generation.store(Span::kFree, std::memory_order_relaxed);
+}
+
+void PageHeap::FreeAll(absl::Span<Span*> spans) {
+  std::sort(spans.begin(), spans.end(),
+            [](const Span* a, const Span* b) { return a->first_page < b->first_page; });
+  std::vector<PageRange> runs;
+  PageCount pages;
+  for (Span* span : spans) {
+    Forget(span);
+    pages += span->pages;
+    if (!runs.empty() && runs.back().end() == span->first_page) {
+      runs.back().count += span->pages;
+    } else {
+      runs.push_back(span->range());
+    }
+  }
+  Shard& shard = MyShard();
+  shard.spans.fetch_sub(static_cast<int64_t>(spans.size()), std::memory_order_relaxed);
+  {
+    RankedMutexLock lock(&shard.mu);
+    for (Span* span : spans) records_.Delete(span, &shard.records);
+  }
+  RankedMutexLock lock(&mu_);
+  for (const PageRange& run : runs) pages_.Free(run);
+  charged_ -= pages;
+}
+
+void PageHeap::Free(Span* span) {
+  Forget(span);
   const PageRange range = span->range();
   Shard& shard = MyShard();
   shard.spans.fetch_sub(1, std::memory_order_relaxed);

@@ -6,6 +6,8 @@
 //                     Nothing may be taken back before
 //   reclaim_ms        from when the daemon's pidfd said so until the last byte was free, by the
 //                     daemon's own clock; it says so in its log
+//   whole_ms          from kill(2) until the log said that, by the clock on the wall: no wait of
+//                     anybody's is left out
 //   others_p99_ratio  another client allocates all the time: the 99th percentile of what an
 //                     allocation takes over 2 s around the kill, over that of 2 s before
 //   lost_blocks       blocks that are still in use afterwards, and nobody's
@@ -146,6 +148,7 @@ class ClientKill {
     const double before = bystander_->Percentile99();
     bystander_->Begin();
     absl::SleepFor(window_ / 2);
+    const absl::Time killed = absl::Now();
     const absl::StatusOr<double> death_ms = KillAndAwait(holder.pid());
     if (!death_ms.ok()) return death_ms.status();
     absl::SleepFor(window_ / 2);
@@ -154,12 +157,13 @@ class ClientKill {
       return absl::AbortedError("an allocation of another client failed");
     }
 
-    const absl::StatusOr<double> reclaim_ms = ReclaimMs(holder.pid());
-    if (!reclaim_ms.ok()) return reclaim_ms.status();
+    const absl::StatusOr<Reclaimed> reclaimed = AwaitReclaimed(holder.pid());
+    if (!reclaimed.ok()) return reclaimed.status();
     const absl::StatusOr<double> lost = LostBlocks();
     if (!lost.ok()) return lost.status();
     return Metrics{{"death_ms", "ms", *death_ms},
-                   {"reclaim_ms", "ms", *reclaim_ms},
+                   {"reclaim_ms", "ms", reclaimed->ms},
+                   {"whole_ms", "ms", absl::ToDoubleMilliseconds(reclaimed->at - killed)},
                    {"others_p99_ratio", "", before == 0 ? 0 : around / before},
                    {"lost_blocks", "blocks", *lost}};
   }
@@ -178,8 +182,12 @@ class ClientKill {
     return absl::OkStatus();
   }
 
-  // What the daemon's log says of the process: "session 7 (pid PID, …) … came back in MS ms".
-  absl::StatusOr<double> ReclaimMs(pid_t pid) {
+  struct Reclaimed {
+    double ms = 0;  // since the daemon knew of the death
+    absl::Time at;
+  };
+  // What the daemon's log says of the process: "DATE TIME … (pid PID, …) … came back in MS ms".
+  absl::StatusOr<Reclaimed> AwaitReclaimed(pid_t pid) {
     const std::string process = absl::StrCat("(pid ", pid, ",");
     for (int tries = 0; tries < 1000; ++tries) {
       const std::string log = daemon_->Log();
@@ -187,10 +195,18 @@ class ClientKill {
       constexpr std::string_view kIn = "came back in ";
       const size_t in = line == std::string::npos ? line : log.find(kIn, line);
       if (in != std::string::npos && log.find('\n', in) != std::string::npos) {
-        double ms = 0;
+        constexpr std::string_view kTime = "2026-01-31 23:59:59.999";
+        Reclaimed reclaimed;
         const size_t number = in + kIn.size();
         const std::string text = log.substr(number, log.find(' ', number) - number);
-        if (absl::SimpleAtod(text, &ms)) return ms;
+        // `line` is not 0: the time stands before it.
+        const std::string time = log.substr(log.rfind('\n', line) + 1, kTime.size());
+        std::string error;
+        if (absl::SimpleAtod(text, &reclaimed.ms) &&
+            absl::ParseTime("%Y-%m-%d %H:%M:%E*S", time, absl::LocalTimeZone(), &reclaimed.at,
+                            &error)) {
+          return reclaimed;
+        }
       }
       absl::SleepFor(absl::Milliseconds(5));
     }

@@ -142,6 +142,7 @@ TEST(SuitesTest, RecoveryAndAKilledClientLeavesNothingBehind) {
   };
   EXPECT_GT(of("death_ms"), 0);
   EXPECT_GT(of("reclaim_ms"), 0);
+  EXPECT_GT(of("whole_ms"), 0);
   EXPECT_GT(of("others_p99_ratio"), 0);
   EXPECT_EQ(of("lost_blocks"), 0);
 }

@@ -100,15 +100,14 @@ absl::Status PoolArenas::PrepareTable(const Span& span) {
   // The one block of a large span is named by its first granule; a small span's blocks start
   // anywhere in it.
   const uint64_t granules = span.large() ? 1 : span.pages.value() * kGranulesPerPage;
-  constexpr size_t kWordsPerPage = kTablePageBytes / sizeof(layout::SharedWord);
   uint64_t granule = first.value();
   const uint64_t end = granule + granules;
   while (granule < end) {
     const ArenaIndex arena = ArenaOf(GranuleId(granule));
     const uint64_t arena_first = uint64_t{arena.value()} * kGranulesPerArena;
     const uint64_t stop = std::min(end, arena_first + kGranulesPerArena);
-    const size_t first_page = (granule - arena_first) / kWordsPerPage;
-    const size_t end_page = (stop - 1 - arena_first) / kWordsPerPage + 1;
+    const size_t first_page = (granule - arena_first) / kWordsPerTablePage;
+    const size_t end_page = (stop - 1 - arena_first) / kWordsPerTablePage + 1;
     if (absl::Status status = PrepareWords(arena, first_page, end_page); !status.ok()) {
       return status;
     }
@@ -145,19 +144,6 @@ absl::Status PoolArenas::PrepareWords(ArenaIndex index, size_t first_page, size_
     }
   }
   return absl::OkStatus();
-}
-
-layout::SharedWord* PoolArenas::WordOf(GranuleId granule) {
-  constexpr size_t kWordsPerPage = kTablePageBytes / sizeof(layout::SharedWord);
-  const uint64_t index = granule.value() / kGranulesPerArena;
-  if (index >= arenas_.size()) return nullptr;
-  Arena* arena = Find(ArenaIndex(static_cast<uint32_t>(index)));
-  if (arena == nullptr) return nullptr;
-  const size_t page = granule.value() % kGranulesPerArena / kWordsPerPage;
-  if ((arena->backed[page / 64].load(std::memory_order_acquire) >> (page % 64) & 1) == 0) {
-    return nullptr;
-  }
-  return &layout::WordOf(*arena->table, granule);
 }
 
 layout::BlockTable* PoolArenas::TableOf(ArenaIndex index) {

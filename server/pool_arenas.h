@@ -59,7 +59,18 @@ class PoolArenas : public ArenaSource {
   absl::Status PrepareTable(const Span& span);
 
   // The word of `granule`, or null if no span ever held it. Any value is allowed.
-  layout::SharedWord* WordOf(GranuleId granule);
+  layout::SharedWord* WordOf(GranuleId granule) {
+    const uint64_t index = granule.value() / kGranulesPerArena;
+    if (index >= arenas_.size()) return nullptr;
+    // acquire, both: pair with the releases in Create and PrepareWords; what is seen is there.
+    Arena* const arena = arenas_[index].load(std::memory_order_acquire);
+    if (arena == nullptr) return nullptr;
+    const size_t page = granule.value() % kGranulesPerArena / kWordsPerTablePage;
+    if ((arena->backed[page / 64].load(std::memory_order_acquire) >> (page % 64) & 1) == 0) {
+      return nullptr;
+    }
+    return &layout::WordOf(*arena->table, granule);
+  }
   // The table of a created arena, or null.
   layout::BlockTable* TableOf(ArenaIndex arena);
 
@@ -84,6 +95,7 @@ class PoolArenas : public ArenaSource {
 
  private:
   static constexpr size_t kTablePageBytes = 4096;
+  static constexpr size_t kWordsPerTablePage = kTablePageBytes / sizeof(layout::SharedWord);
   static constexpr size_t kWordPages =
       sizeof(layout::BlockTable::words) / kTablePageBytes;  // 2048, of 4 KiB
 

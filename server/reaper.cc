@@ -10,7 +10,7 @@
 namespace spanpool {
 namespace {
 
-constexpr uint32_t kPiece = 4096;  // slots or spans, about a tenth of a millisecond
+constexpr uint32_t kPiece = 4096;  // slots, or spans in proportion: a few tenths of a millisecond
 // A recount that had to be put off waits for a process that is stopped.
 constexpr absl::Duration kPutOff = absl::Milliseconds(20);
 
@@ -94,8 +94,9 @@ void Reaper::Run() {
           retry_at = std::min(retry_at, absl::Now() + kPutOff);
         }
       }
-      // It may have left something to look after, or a recount may be over.
-      SettlePools();
+      // It may have left something to look after, or a recount may be over. Not after each piece: a
+      // look at all that is under way takes longer than one.
+      if (progress != ReapProgress::kMore || absl::Now() >= settle_at_) SettlePools();
     } else if (absl::Now() >= settle_at_) {
       SettlePools();
     }

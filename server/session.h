@@ -31,7 +31,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/container/flat_hash_map.h"
+#include "absl/container/btree_map.h"
 #include "absl/status/status.h"
 #include "allocator/lock_rank.h"
 #include "allocator/span.h"
@@ -103,7 +103,7 @@ class Session {
   // Takes the loan of that sequence number out of the record; null if there is none, or the session
   // is not attached.
   Span* TakeLoan(uint64_t sequence) ABSL_LOCKS_EXCLUDED(mu_);
-  // The reaper's: takes out up to `most` loans of a dead session.
+  // The reaper's: takes out up to `most` loans of a dead session, oldest first. O(most).
   std::vector<Span*> TakeLoans(size_t most) ABSL_LOCKS_EXCLUDED(mu_);
   size_t loan_count() const ABSL_LOCKS_EXCLUDED(mu_);
 
@@ -118,9 +118,9 @@ class Session {
   // The reaper's thread only: how far it has come.
   struct Reaping {
     std::chrono::steady_clock::time_point died;  // when the kernel said so
-    uint32_t next_slot = 0;
-    uint32_t references = 0;  // taken back
-    uint64_t spans = 0;       // likewise
+    SessionMemory::SlotRange slots;              // are being read: so much is left of them
+    uint32_t references = 0;                     // taken back
+    uint64_t spans = 0;                          // likewise
     // Slots in flight, on blocks that others refer to: they need a recount.
     std::vector<uint32_t> ambiguous;
     int recounts = 0;  // that were made for them, and not put off
@@ -150,7 +150,8 @@ class Session {
 
   mutable RankedMutex mu_{LockRank::kSession};
   SessionState state_ ABSL_GUARDED_BY(mu_) = SessionState::kAttached;
-  absl::flat_hash_map<uint64_t, Span*> loans_ ABSL_GUARDED_BY(mu_);  // by sequence number
+  // By sequence number: those that were granted together are often neighbours in memory, too.
+  absl::btree_map<uint64_t, Span*> loans_ ABSL_GUARDED_BY(mu_);
   uint64_t loan_bytes_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t pending_bytes_ ABSL_GUARDED_BY(mu_) = 0;  // reserved, not recorded yet
   std::weak_ptr<SessionStream> stream_ ABSL_GUARDED_BY(mu_);

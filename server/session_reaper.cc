@@ -1,6 +1,7 @@
 #include "server/session_reaper.h"
 
 #include <algorithm>
+#include <array>
 #include <utility>
 #include <vector>
 
@@ -25,20 +26,26 @@ constexpr size_t kMaxBatch = 65536;
 constexpr int kMaxRecounts = 64;
 static_assert(kMaxRecounts * kMaxBatch > layout::kSlotCapacity);
 constexpr uint32_t kSpansAtATime = 64;
+// Blocks that are swept in about the time that a slot takes.
+constexpr uint32_t kBlocksSweptPerSlot = 8;
+// Slots that are read before the first of them is judged: so many words are on their way from
+// memory at once, which is where most of the time would go.
+constexpr uint32_t kSlotsAtATime = 32;
 
 }  // namespace
 
 ReapProgress SessionReaper::Reap(Session& session, uint32_t budget) {
-  SessionMemory& memory = session.memory();
   Session::Reaping& reaping = session.reaping;
-  while (reaping.next_slot < layout::kSlotCapacity) {
-    const SessionMemory::SlotRange range = memory.WrittenSlots(reaping.next_slot);
-    reaping.next_slot = range.first;
-    while (reaping.next_slot < range.end) {
+  while (reaping.slots.first < layout::kSlotCapacity) {
+    SessionMemory::SlotRange& left = reaping.slots;
+    // Asked once for each run, and not for each piece of it: the kernel looks at every page.
+    if (left.first == left.end) left = session.memory().WrittenSlots(left.end);
+    while (left.first < left.end) {
       if (budget == 0) return ReapProgress::kMore;
-      --budget;
-      const uint32_t index = reaping.next_slot++;
-      if (!ReapSlot(session, index)) reaping.ambiguous.push_back(index);
+      const uint32_t count = std::min({kSlotsAtATime, budget, left.end - left.first});
+      ReapSlots(session, left.first, count);
+      left.first += count;
+      budget -= count;
     }
   }
   if (!reaping.ambiguous.empty()) {
@@ -49,18 +56,36 @@ ReapProgress SessionReaper::Reap(Session& session, uint32_t budget) {
   // Every slot is FREE: only now may the spans be used again.
   while (session.loan_count() != 0) {
     if (budget == 0) return ReapProgress::kMore;
-    const std::vector<Span*> spans = session.TakeLoans(std::min(budget, kSpansAtATime));
-    for (Span* span : spans) options_.heap->Return(span);
+    const std::vector<Span*> spans = session.TakeLoans(kSpansAtATime);
+    uint32_t cost = 0;
+    for (const Span* span : spans) cost += 1 + span->blocks / kBlocksSweptPerSlot;
+    options_.heap->ReturnAll(spans);
     options_.returned(spans.size());
     reaping.spans += spans.size();
-    budget -= static_cast<uint32_t>(spans.size());
+    budget -= std::min(budget, cost);
   }
   return ReapProgress::kDone;
 }
 
-bool SessionReaper::ReapSlot(Session& session, uint32_t index) {
+void SessionReaper::ReapSlots(Session& session, uint32_t first, uint32_t count) {
+  std::array<Found, kSlotsAtATime> found;
+  for (uint32_t i = 0; i < count; ++i) found[i] = ReadSlot(session, first + i);
+  for (uint32_t i = 0; i < count; ++i) {
+    if (!ReapSlot(session, first + i, found[i])) session.reaping.ambiguous.push_back(first + i);
+  }
+}
+
+SessionReaper::Found SessionReaper::ReadSlot(Session& session, uint32_t index) {
+  const Slot slot(session.memory().slot(index).load(std::memory_order_acquire));
+  if (slot.bits() == 0) return {slot, nullptr};
+  layout::SharedWord* const word = options_.arenas->WordOf(slot.granule());
+  if (word != nullptr) layout::PrefetchForChange(*word);
+  return {slot, word};
+}
+
+bool SessionReaper::ReapSlot(Session& session, uint32_t index, Found found) {
   layout::SharedSlot& shared = session.memory().slot(index);
-  const Slot slot(shared.load(std::memory_order_acquire));
+  const auto [slot, word] = found;
   switch (slot.state()) {
     case SlotState::kFree:
       if (slot.bits() != 0) layout::FreeSlot(shared);  // free with a granule: harmless
@@ -78,7 +103,6 @@ bool SessionReaper::ReapSlot(Session& session, uint32_t index) {
       layout::FreeSlot(shared);
       return true;
   }
-  layout::SharedWord* const word = options_.arenas->WordOf(slot.granule());
   if (word == nullptr) {
     options_.lie(session, "a slot that names a granule never lent");
     layout::FreeSlot(shared);
@@ -165,7 +189,7 @@ bool SessionReaper::RecountAmbiguous(Session& session) {
     const auto found = index.find(Slot(memory.slot(slot).load()).granule());
     if (found != index.end() && results[found->second] == Recounter::Result::kLost) {
       layout::FreeSlot(memory.slot(slot));
-    } else if (!ReapSlot(session, slot)) {
+    } else if (!ReapSlot(session, slot, ReadSlot(session, slot))) {
       left.push_back(slot);
     }
   }

@@ -486,6 +486,72 @@ TEST_F(SessionReaperTest, ALiarThatARecountFindsIsEvictedAndLittleOfItRemembered
   EXPECT_THAT(AuditPool(pool_), IsEmpty());
 }
 
+// Some thousand references whose slots lie in several runs, on blocks of the session's own, of
+// which some live on, and of another's.
+TEST_F(SessionReaperTest, HowMuchIsTakenBackAtATimeChangesNothing) {
+  for (const uint32_t budget : {1u, 31u, 32u, 33u, 1000u, 1'000'000u}) {
+    const auto owner = Attach();
+    const auto victim = Attach();
+    std::vector<GranuleId> own, read, opened;
+    uint32_t slot = 0;
+    // Slot after slot, then a stretch of memory that was never written.
+    const auto next_slot = [&] {
+      if (slot % 100'000 == 700) slot += 100'000 - 700;
+      return slot++;
+    };
+    for (int i = 0; i < 12; ++i) {
+      const ExchangeGrant of_victim = GrantOne(*victim);
+      const ExchangeGrant of_owner = GrantOne(*owner);
+      GrantOne(*victim, kLarge, 3 + i);
+      for (uint32_t block = 0; block < 128; ++block) {
+        own.push_back(Granule(of_victim, block));
+        Share(*victim, next_slot(), own.back());
+        if (block % 64 == 5) {
+          read.push_back(own.back());
+          own.pop_back();
+          Open(*owner, 10'000 + static_cast<uint32_t>(read.size()), read.back());
+        }
+        opened.push_back(Granule(of_owner, block));
+        Share(*owner, static_cast<uint32_t>(opened.size()), opened.back());
+        Open(*victim, next_slot(), opened.back());
+      }
+    }
+    ASSERT_TRUE(pool_.ProcessDied(*victim));
+    uint32_t pieces = 1;
+    while (pool_.ReapSome(*victim, budget) == ReapProgress::kMore) ++pieces;
+    EXPECT_EQ(victim->state(), SessionState::kEnded);
+    EXPECT_EQ(victim->reaping.references, own.size() + read.size() + opened.size());
+    EXPECT_EQ(victim->reaping.spans, 24u);
+    EXPECT_GE(pieces, victim->reaping.references / budget);
+    for (const GranuleId granule : own) {
+      EXPECT_TRUE(WordNow(granule).is_private());
+    }
+    for (const GranuleId granule : read) EXPECT_EQ(WordNow(granule).refs(), 1u);
+    for (const GranuleId granule : opened) EXPECT_EQ(WordNow(granule).refs(), 1u);
+    EXPECT_EQ(HeapNow().spans_in_lists, 12u) << "those of the blocks that are read on";
+    EXPECT_THAT(AuditPool(pool_), IsEmpty());
+    Reap(*owner);
+    pool_.Sweep();
+    EXPECT_EQ(HeapNow().in_lists_bytes, 0u);
+  }
+}
+
+TEST_F(SessionReaperTest, LoansComeBackOldestFirstAndNoneTwice) {
+  const auto session = Attach();
+  std::vector<PageId> granted;
+  for (int i = 0; i < 100; ++i) granted.push_back(GrantOne(*session).first_page);
+  ASSERT_TRUE(session->Kill());
+  std::vector<PageId> taken;
+  for (uint32_t most = 1; session->loan_count() != 0; most *= 3) {
+    const std::vector<Span*> spans = session->TakeLoans(most);
+    EXPECT_LE(spans.size(), most);
+    for (const Span* span : spans) taken.push_back(span->first_page);
+    EXPECT_EQ(session->loan_bytes(), (100 - taken.size()) * kPageBytes);
+  }
+  EXPECT_EQ(taken, granted);
+  EXPECT_THAT(session->TakeLoans(1), IsEmpty());
+}
+
 TEST_F(SessionReaperTest, AMemberThatHammersAWordHoldsNobodyUp) {
   const auto owner = Attach();
   const ExchangeGrant grant = GrantOne(*owner);

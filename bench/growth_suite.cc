@@ -135,26 +135,29 @@ Round PopulateFill(uint64_t bytes, uint64_t block_bytes) {
 
 enum class Memory : uint8_t { kPages, kHugePages };
 
-// A daemon, and the huge pages for its pool if it is of those.
-struct Served {
-  std::unique_ptr<testing::HugePages> pages;
-  std::unique_ptr<PoolDaemon> daemon;  // goes first
-};
+// Daemons with a pool of one kind of memory. Huge pages are set aside once for all of them: on a
+// virtual machine those that were never used are some ten times as slow.
+class Daemons {
+ public:
+  explicit Daemons(Memory memory) : memory_(memory) {}
 
-absl::StatusOr<Served> Serve(Memory memory, uint64_t limit_bytes, uint64_t reserve_bytes) {
-  Served served;
-  PoolDaemon::Options options = {.limit_bytes = limit_bytes, .reserve_bytes = reserve_bytes};
-  if (memory == Memory::kHugePages) {
-    auto pages = testing::HugePages::SetAside(limit_bytes >> 21);
-    if (!pages.ok()) return pages.status();
-    served.pages = *std::move(pages);
-    options.arena_kind = "HUGETLB";
+  absl::StatusOr<std::unique_ptr<PoolDaemon>> Start(uint64_t limit_bytes, uint64_t reserve_bytes) {
+    PoolDaemon::Options options = {.limit_bytes = limit_bytes, .reserve_bytes = reserve_bytes};
+    if (memory_ == Memory::kHugePages) {
+      options.arena_kind = "HUGETLB";
+      if (pages_ == nullptr) {
+        auto pages = testing::HugePages::SetAside(limit_bytes >> 21);
+        if (!pages.ok()) return pages.status();
+        pages_ = *std::move(pages);
+      }
+    }
+    return PoolDaemon::Start(options);
   }
-  auto daemon = PoolDaemon::Start(options);
-  if (!daemon.ok()) return daemon.status();
-  served.daemon = *std::move(daemon);
-  return served;
-}
+
+ private:
+  const Memory memory_;
+  std::unique_ptr<testing::HugePages> pages_;
+};
 
 absl::StatusOr<std::unique_ptr<Session>> AttachTo(const PoolDaemon& daemon) {
   SessionOptions options;
@@ -188,17 +191,23 @@ absl::Status AwaitReady(PoolDaemon& daemon, uint64_t bytes) {
 // Each round a new session of one daemon, which has all of the pool's memory ready. The session has
 // none of it mapped.
 Round SpanpoolReserved(Memory memory, uint64_t bytes, uint64_t block_bytes) {
-  return [=, served = std::shared_ptr<Served>()]() mutable -> absl::StatusOr<Metrics> {
+  struct Kept {
+    explicit Kept(Memory memory) : daemons(memory) {}
+    Daemons daemons;
+    std::unique_ptr<PoolDaemon> daemon;  // goes first
+  };
+  return [=, kept = std::make_shared<Kept>(memory)]() -> absl::StatusOr<Metrics> {
     const uint64_t pool_bytes = bytes + kSlackBytes;
-    if (served == nullptr) {
-      absl::StatusOr<Served> started = Serve(memory, pool_bytes, pool_bytes);
+    std::unique_ptr<PoolDaemon>& daemon = kept->daemon;
+    if (daemon == nullptr) {
+      absl::StatusOr<std::unique_ptr<PoolDaemon>> started =
+          kept->daemons.Start(pool_bytes, pool_bytes);
       if (!started.ok()) return started.status();
-      served = std::make_shared<Served>(*std::move(started));
+      daemon = *std::move(started);
     }
-    PoolDaemon& daemon = *served->daemon;
     // Also what the last round's session had.
-    if (absl::Status status = AwaitReady(daemon, pool_bytes); !status.ok()) return status;
-    const absl::StatusOr<std::unique_ptr<Session>> session = AttachTo(daemon);
+    if (absl::Status status = AwaitReady(*daemon, pool_bytes); !status.ok()) return status;
+    const absl::StatusOr<std::unique_ptr<Session>> session = AttachTo(*daemon);
     if (!session.ok()) return session.status();
     return Grow(bytes, block_bytes, /*with_latencies=*/true, BlocksOf(**session, block_bytes));
   };
@@ -206,13 +215,12 @@ Round SpanpoolReserved(Memory memory, uint64_t bytes, uint64_t block_bytes) {
 
 // Each round a new daemon with the usual reserve, which has just been used up.
 Round SpanpoolBeyond(Memory memory, uint64_t bytes, uint64_t block_bytes) {
-  return [=]() -> absl::StatusOr<Metrics> {
-    const absl::StatusOr<Served> served =
-        Serve(memory, 2 * (bytes + kSlackBytes), kReserveBytes);
-    if (!served.ok()) return served.status();
-    PoolDaemon& daemon = *served->daemon;
-    if (absl::Status status = AwaitReady(daemon, kReserveBytes); !status.ok()) return status;
-    const absl::StatusOr<std::unique_ptr<Session>> session = AttachTo(daemon);
+  return [=, daemons = std::make_shared<Daemons>(memory)]() -> absl::StatusOr<Metrics> {
+    const absl::StatusOr<std::unique_ptr<PoolDaemon>> daemon =
+        daemons->Start(2 * (bytes + kSlackBytes), kReserveBytes);
+    if (!daemon.ok()) return daemon.status();
+    if (absl::Status status = AwaitReady(**daemon, kReserveBytes); !status.ok()) return status;
+    const absl::StatusOr<std::unique_ptr<Session>> session = AttachTo(**daemon);
     if (!session.ok()) return session.status();
     const NextBlock next = BlocksOf(**session, block_bytes);
     for (uint64_t used = 0; used < kReserveBytes; used += block_bytes) {

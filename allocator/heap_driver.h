@@ -48,8 +48,8 @@ class HeapDriver {
   // An operation: what to do, and three numbers that say to what.
   static constexpr size_t kOperationBytes = 4;
 
-  // The heap's memory comes by units of `unit` pages, as ArenaSource::unit says. If that is more than
-  // one there are no more than make up the heap's limit.
+  // The heap's memory comes by units of `unit` pages, as ArenaSource::unit says. If that is more
+  // than one there are no more than make up the heap's limit.
   explicit HeapDriver(PageCount unit = PageCount(1));
   ~HeapDriver();
 

@@ -799,6 +799,5 @@ TEST(Heap, FreeHugePagesAreGivenUpBeforeASpanIsRefused) {
   heap.CheckInvariants();
 }
 
-
 }  // namespace
 }  // namespace spanpool

@@ -332,9 +332,9 @@ void PageHeap::NoteBacked(PageRange unit) {
 }
 
 void PageHeap::GiveUp(PageRange range) {
-  // Which pages have memory nobody knows. Where a whole unit is ours none has after this. A unit that
-  // others have part of has memory if it can be backed; that is asked first, while there is none new
-  // to be had.
+  // Which pages have memory nobody knows. Where a whole unit is ours none has after this. A unit
+  // that others have part of has memory if it can be backed; that is asked first, while there is
+  // none new to be had.
   const uint64_t unit = unit_.value();
   const PageId begin((range.first.value() + unit - 1) / unit * unit);
   const PageId end(range.end().value() / unit * unit);

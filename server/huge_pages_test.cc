@@ -7,6 +7,8 @@
 #include <optional>
 #include <string>
 
+#include "allocator/memfd_arena_source.h"
+
 namespace spanpool {
 namespace {
 
@@ -38,10 +40,9 @@ TEST(HugePages, TheLimitsOfAllPoolsAreAddedUp) {
 }
 
 TEST(HugePages, TheRefusalSaysHowManyThereAreAndHowToHaveEnough) {
-  const std::string message(
-      CheckHugePages({Pool("frames", 1024 * kMib)},
-                     {.set_aside = 100, .free = 12, .allowed = std::nullopt})
-          .message());
+  const std::string message(CheckHugePages({Pool("frames", 1024 * kMib)},
+                                           {.set_aside = 100, .free = 12, .allowed = std::nullopt})
+                                .message());
   EXPECT_THAT(message, HasSubstr("pool frames needs 512 huge pages of 2 MiB"));
   EXPECT_THAT(message, HasSubstr("12 of the machine's 100 are free"));
   // 88 are in use by others, who keep theirs.
@@ -58,9 +59,9 @@ TEST(HugePages, ALimitOfTheCgroupIsToldApart) {
   EXPECT_THAT(message, HasSubstr("0 are left within the limit of this process's cgroup"));
   EXPECT_THAT(message, HasSubstr("hugetlb.2MB.max by 134217728 bytes"));
   EXPECT_THAT(message, HasSubstr("hugepages-2Mi: 128Mi"));
-  EXPECT_TRUE(CheckHugePages({Pool("frames", 64 * kMib)},
-                             {.set_aside = 512, .free = 512, .allowed = 32})
-                  .ok());
+  EXPECT_TRUE(
+      CheckHugePages({Pool("frames", 64 * kMib)}, {.set_aside = 512, .free = 512, .allowed = 32})
+          .ok());
 }
 
 }  // namespace

@@ -31,9 +31,10 @@ class MemoryLimit {
   // Huge pages of 2 MiB now. Those that the kernel might yet make of other memory
   // (vm.nr_overcommit_hugepages) do not count.
   struct HugePages {
-    uint64_t set_aside = 0;           // by the administrator; 0 where the kernel knows none
-    uint64_t free = 0;                // neither used nor promised to anybody
-    std::optional<uint64_t> allowed;  // by the process's hugetlb cgroup and its ancestors, if they do
+    uint64_t set_aside = 0;  // by the administrator; 0 where the kernel knows none
+    uint64_t free = 0;       // neither used nor promised to anybody
+    std::optional<uint64_t>
+        allowed;  // by the process's hugetlb cgroup and its ancestors, if they do
   };
   HugePages AvailableHugePages() const;
 

@@ -277,11 +277,12 @@ absl::Status Pool::DescribeShortage(const absl::Status& cause) const {
     most_bytes = bytes;
     most = absl::StrCat("; ", session->Describe(), " holds most, ", Mib(bytes));
   }
-  return absl::Status(cause.code(),
-                      absl::StrCat("pool ", name(), ": ", cause.message(), "; limit ",
-                                   Mib(heap.limit_bytes), ", on loan ", Mib(heap.on_loan_bytes),
-                                   ", in shared blocks ", Mib(heap.in_lists_bytes), most,
-                                   ": give back idle spans and retry, or provide more of what is short"));
+  return absl::Status(
+      cause.code(),
+      absl::StrCat("pool ", name(), ": ", cause.message(), "; limit ", Mib(heap.limit_bytes),
+                   ", on loan ", Mib(heap.on_loan_bytes), ", in shared blocks ",
+                   Mib(heap.in_lists_bytes), most,
+                   ": give back idle spans and retry, or provide more of what is short"));
 }
 
 void Pool::NoteWork(uint64_t granted_bytes, bool returned) {

@@ -1,6 +1,8 @@
 // Pools whose arenas are made of huge pages. All but the first test set some aside, and are skipped
 // where they may not.
 
+#include "tests/support/huge_pages.h"
+
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -18,7 +20,6 @@
 #include "absl/strings/str_cat.h"
 #include "tests/support/actor.h"
 #include "tests/support/daemon.h"
-#include "tests/support/huge_pages.h"
 #include "tests/support/process.h"
 
 namespace spanpool::testing {

@@ -31,6 +31,11 @@ class ArenaSource {
   //   RESOURCE_EXHAUSTED  no memory; nothing is promised about which pages were backed
   virtual absl::Status Populate(PageRange pages) = 0;
 
+  // Memory comes and goes by aligned runs of so many pages, a power of two up to 256: Populate
+  // backs all of each run that it touches or, where it fails, none of it; Discard is given whole
+  // runs. Constant.
+  virtual PageCount unit() const { return PageCount(1); }
+
   // Gives the memory of `pages` back to the system; they read as zeroes when populated again.
   virtual absl::Status Discard(PageRange pages) = 0;
 };

@@ -27,6 +27,8 @@ class FaultyArenaSource : public ArenaSource {
   // `real` may be null and outlives this object.
   explicit FaultyArenaSource(ArenaSource* real = nullptr) : real_(real) {}
 
+  PageCount unit() const override { return real_ == nullptr ? PageCount(1) : real_->unit(); }
+
   // The `n`-th call of this kind from now fails with RESOURCE_EXHAUSTED, and so do `times - 1` more
   // after it; n = 0: none does.
   void FailCall(Call call, uint64_t n, uint64_t times = 1) {

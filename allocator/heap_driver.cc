@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <iterator>
 #include <optional>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -52,16 +53,25 @@ absl::Status HeapDriver::Memory::Create(ArenaIndex arena) {
 }
 
 absl::Status HeapDriver::Memory::Populate(PageRange range) {
-  for (PageId page = range.first; page < range.end(); ++page) {
-    State& state = pages[page.value()];
-    state = std::max(state, kZero);
+  const uint64_t unit = unit_.value();
+  for (uint64_t first = range.first.value() / unit * unit; first < range.end().value();
+       first += unit) {
+    if (pages[first] != kNone) continue;
+    if (backed + unit_ > most_) return absl::ResourceExhaustedError("all memory is taken");
+    std::fill_n(pages.begin() + static_cast<std::ptrdiff_t>(first), unit, kZero);
+    backed += unit_;
   }
   return absl::OkStatus();
 }
 
 absl::Status HeapDriver::Memory::Discard(PageRange range) {
-  std::fill_n(pages.begin() + static_cast<std::ptrdiff_t>(range.first.value()), range.count.value(),
-              kNone);
+  if (range.first.value() % unit_.value() != 0 || range.count.value() % unit_.value() != 0) {
+    error = "a part of a unit was discarded";
+  }
+  for (PageId page = range.first; page < range.end(); ++page) {
+    State& state = pages[page.value()];
+    if (std::exchange(state, kNone) != kNone) backed -= PageCount(1);
+  }
   return absl::OkStatus();
 }
 
@@ -78,7 +88,11 @@ std::string HeapDriver::Write(PageRange range, bool zero) {
   return "";
 }
 
-HeapDriver::HeapDriver() : heap_(std::make_unique<Heap>(Options(&listener_), &source_, &states_)) {}
+HeapDriver::HeapDriver(PageCount unit)
+    : memory_(unit,
+              PageCount(unit == PageCount(1) ? UINT64_MAX / kPageBytes : kLimitBytes / kPageBytes)),
+      source_(&memory_),
+      heap_(std::make_unique<Heap>(Options(&listener_), &source_, &states_)) {}
 
 HeapDriver::~HeapDriver() {
   for (const PageRange& run : runs_) heap_->runs()->Free(run);
@@ -341,7 +355,16 @@ std::string HeapDriver::CheckStats() {
                         " should be ", Bytes(on_loan), " and ", Bytes(in_lists));
   }
   if (stats.on_loan_bytes + stats.in_lists_bytes > kLimitBytes) return "the limit is exceeded";
-  return "";
+  if (!SourceHasFailed() && stats.reserved_bytes - stats.scavenged_bytes != Bytes(memory_.backed)) {
+    return absl::StrCat(Bytes(memory_.backed), " bytes have memory, and the statistics say ",
+                        stats.reserved_bytes - stats.scavenged_bytes);
+  }
+  return memory_.error;
+}
+
+bool HeapDriver::SourceHasFailed() const {
+  using Call = FaultyArenaSource::Call;
+  return source_.failures(Call::kPopulate) + source_.failures(Call::kDiscard) > 0;
 }
 
 std::string HeapDriver::Finish() {
@@ -369,6 +392,8 @@ std::string HeapDriver::Finish() {
   source_.FailCall(FaultyArenaSource::Call::kCreate, 0);
   source_.FailCall(FaultyArenaSource::Call::kPopulate, 0);
   source_.FailCall(FaultyArenaSource::Call::kDiscard, 0);
+  // What could not be discarded is missing in a stock that is just enough.
+  if (SourceHasFailed() && memory_.unit() > PageCount(1)) return memory_.error;
   const absl::StatusOr<Span*> all = heap_->GrantLarge(PageCount(kLimitBytes / kPageBytes), false);
   if (!all.ok()) return absl::StrCat("the empty heap is not whole: ", all.status().message());
   heap_->Return(*all);

@@ -9,7 +9,8 @@
 //   * a granted span offers every block that is not in use, and none that is;
 //   * every page that is granted has memory, all zero if the span says so;
 //   * no grant is refused while a listed span of its class has a free block;
-//   * spans are where the model thinks they are, and the statistics add up, after every step;
+//   * spans are where the model thinks they are, and the statistics add up, after every step; until
+//     the source is made to fail they tell exactly how much memory there is;
 //   * nothing is freed while a block of it is live.
 //
 // Not thread-safe.
@@ -47,7 +48,9 @@ class HeapDriver {
   // An operation: what to do, and three numbers that say to what.
   static constexpr size_t kOperationBytes = 4;
 
-  HeapDriver();
+  // The heap's memory comes by units of `unit` pages, as ArenaSource::unit says. If that is more
+  // than one there are no more than make up the heap's limit.
+  explicit HeapDriver(PageCount unit = PageCount(1));
   ~HeapDriver();
 
   // Does all whole operations in `bytes`, CheckInvariants every `check_every` of them and at the
@@ -71,11 +74,19 @@ class HeapDriver {
   };
   // Knows which pages have memory, and in which of those something was written.
   struct Memory : ArenaSource {
+    Memory(PageCount unit_pages, PageCount most_pages) : unit_(unit_pages), most_(most_pages) {}
+    PageCount unit() const override { return unit_; }
     absl::Status Create(ArenaIndex arena) override;
     absl::Status Populate(PageRange range) override;
     absl::Status Discard(PageRange range) override;
     enum State : uint8_t { kNone, kZero, kWritten };
     std::vector<State> pages;
+    PageCount backed;
+    std::string error;
+
+   private:
+    const PageCount unit_;
+    const PageCount most_;  // that may be backed
   };
   struct Listener : FreedBlockListener {
     void OnFreed(absl::Span<const FreedBlock> blocks) override;
@@ -91,10 +102,11 @@ class HeapDriver {
   std::string Return(size_t loan);
   std::string Reconcile();
   std::string CheckStats();
+  bool SourceHasFailed() const;
   bool Referred(PageId first_page) const;
 
   Memory memory_;
-  FaultyArenaSource source_{&memory_};
+  FaultyArenaSource source_;
   FakeBlockStates states_;
   Listener listener_;
   std::unique_ptr<Heap> heap_;

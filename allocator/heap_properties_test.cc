@@ -10,9 +10,12 @@
 #include <vector>
 
 #include "allocator/heap_driver.h"
+#include "allocator/units.h"
 
 namespace spanpool {
 namespace {
+
+constexpr PageCount kHugePage(256);
 
 RC_GTEST_PROP(HeapProperties, AnySequenceOfOperationsMatchesTheModel,
               (const std::vector<uint32_t>& operations)) {
@@ -20,9 +23,19 @@ RC_GTEST_PROP(HeapProperties, AnySequenceOfOperationsMatchesTheModel,
   for (const uint32_t operation : operations) {
     for (int i = 0; i < 4; ++i) bytes.push_back(static_cast<uint8_t>(operation >> (8 * i)));
   }
-  HeapDriver driver;
-  RC_ASSERT(driver.Run(bytes, 8) == "");
-  RC_ASSERT(driver.Finish() == "");
+  for (const PageCount unit : {PageCount(1), kHugePage}) {
+    HeapDriver driver(unit);
+    RC_ASSERT(driver.Run(bytes, 8) == "");
+    RC_ASSERT(driver.Finish() == "");
+  }
+}
+
+// Operations that leave the source alone.
+std::vector<uint8_t> WithoutFaults(std::vector<uint8_t> bytes) {
+  for (size_t i = 0; i < bytes.size(); i += HeapDriver::kOperationBytes) {
+    if (bytes[i] % 20 == 17) bytes[i] = 0;
+  }
+  return bytes;
 }
 
 TEST(HeapProperties, LongRandomSequencesMatchTheModel) {
@@ -32,9 +45,13 @@ TEST(HeapProperties, LongRandomSequencesMatchTheModel) {
   for (int round = 0; round < 4; ++round) {
     std::vector<uint8_t> bytes(HeapDriver::kOperationBytes * 3000);
     for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(random());
-    HeapDriver driver;
-    ASSERT_EQ(driver.Run(bytes, 200), "");
-    ASSERT_EQ(driver.Finish(), "");
+    for (const PageCount unit : {PageCount(1), kHugePage}) {
+      for (const std::vector<uint8_t>& operations : {bytes, WithoutFaults(bytes)}) {
+        HeapDriver driver(unit);
+        ASSERT_EQ(driver.Run(operations, 200), "");
+        ASSERT_EQ(driver.Finish(), "");
+      }
+    }
   }
 }
 

@@ -10,11 +10,16 @@
 #include <thread>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "allocator/anonymous_arena_source.h"
+#include "allocator/arena_source.h"
 #include "allocator/failing_metadata_source.h"
 #include "allocator/fake_block_states.h"
 #include "allocator/faulty_arena_source.h"
+#include "allocator/lock_rank.h"
 
 namespace spanpool {
 namespace {
@@ -703,12 +708,50 @@ TEST(Heap, RandomOperationsMatchATriviallyCorrectModel) {
   heap.CheckInvariants();
 }
 
-TEST(Heap, FourThreadsGrantShareSweepAndReturnWhileABackgroundThreadTidiesUp) {
-  FaultyArenaSource source;
+// Huge pages, a fixed stock of them. Thread-safe.
+class HugePageStock : public ArenaSource {
+ public:
+  static constexpr PageCount kUnit{256};
+  explicit HugePageStock(uint64_t pages) : left_(pages) {}
+
+  PageCount unit() const override { return kUnit; }
+  absl::Status Create(ArenaIndex) override { return absl::OkStatus(); }
+  absl::Status Populate(PageRange range) override {
+    RankedMutexLock lock(&mu_);
+    for (uint64_t i = range.first.value() / kUnit.value(); i * kUnit.value() < range.end().value();
+         ++i) {
+      if (taken_.contains(i)) continue;
+      if (left_ == 0) return absl::ResourceExhaustedError("no huge page is left");
+      --left_;
+      taken_.insert(i);
+    }
+    return absl::OkStatus();
+  }
+  absl::Status Discard(PageRange range) override {
+    EXPECT_EQ(range.first.value() % kUnit.value(), 0u);
+    EXPECT_EQ(range.count.value() % kUnit.value(), 0u);
+    RankedMutexLock lock(&mu_);
+    for (uint64_t i = range.first.value() / kUnit.value(); i * kUnit.value() < range.end().value();
+         ++i) {
+      left_ += taken_.erase(i);
+    }
+    return absl::OkStatus();
+  }
+  uint64_t left() const {
+    RankedMutexLock lock(&mu_);
+    return left_;
+  }
+
+ private:
+  mutable RankedMutex mu_{LockRank::kArenaSource};
+  uint64_t left_ ABSL_GUARDED_BY(mu_);
+  std::set<uint64_t> taken_ ABSL_GUARDED_BY(mu_);  // by number in the pool
+};
+
+// Four threads grant, share, sweep and return while a background thread tidies up.
+void RunThreads(ArenaSource* source, const HeapOptions& options) {
   FakeBlockStates states;
-  HeapOptions options = Limit(2 * kArenaBytes);
-  options.reserve_bytes = 4 << 20;
-  Heap heap(options, &source, &states);
+  Heap heap(options, source, &states);
   std::vector<std::thread> threads;
   for (uint64_t seed = 0; seed < 4; ++seed) {
     threads.emplace_back([&, seed] {
@@ -747,7 +790,8 @@ TEST(Heap, FourThreadsGrantShareSweepAndReturnWhileABackgroundThreadTidiesUp) {
         } else if (choice < 98) {
           heap.Sweep();
         } else if (choice < 99) {
-          EXPECT_TRUE(heap.Replenish().ok());
+          const absl::Status status = heap.Replenish();
+          EXPECT_TRUE(status.ok() || absl::IsResourceExhausted(status)) << status;
         } else {
           if (seed == 0) heap.Trim();
           ExpectAddsUp(heap.stats());
@@ -770,6 +814,53 @@ TEST(Heap, FourThreadsGrantShareSweepAndReturnWhileABackgroundThreadTidiesUp) {
   heap.Sweep();
   heap.CheckInvariants();
   EXPECT_EQ(heap.stats().on_loan_bytes + heap.stats().in_lists_bytes, 0u);
+  // Nothing is lost: the heap can be had whole.
+  const absl::StatusOr<Span*> all =
+      heap.GrantLarge(PageCount(options.limit_bytes / kPageBytes), false);
+  ASSERT_TRUE(all.ok()) << all.status();
+  heap.Return(*all);
+  heap.Trim();
+}
+
+TEST(Heap, FourThreadsGrantShareSweepAndReturnWhileABackgroundThreadTidiesUp) {
+  FaultyArenaSource source;
+  HeapOptions options = Limit(2 * kArenaBytes);
+  options.reserve_bytes = 4 << 20;
+  RunThreads(&source, options);
+}
+
+TEST(Heap, TheyDoSoOutOfAStockOfHugePagesThatIsJustEnough) {
+  constexpr uint64_t kStock = 2 * kArenaBytes / (2 << 20);
+  HugePageStock source(kStock);
+  HeapOptions options = Limit(2 * kArenaBytes);
+  options.reserve_bytes = 0;
+  RunThreads(&source, options);
+  EXPECT_EQ(source.left(), kStock);
+}
+
+TEST(Heap, FreeHugePagesAreGivenUpBeforeASpanIsRefused) {
+  HugePageStock source(8);
+  HeapOptions options = Limit(kArenaBytes);
+  options.reserve_bytes = 8 * Bytes(HugePageStock::kUnit);
+  Heap heap(options, &source, nullptr);
+  ASSERT_TRUE(heap.Replenish().ok());
+  EXPECT_EQ(source.left(), 0u);
+  // The first and the third have something in them; not all of the six others lie together.
+  ASSERT_TRUE(heap.Grant(kClass8192).ok());
+  const absl::StatusOr<Span*> second = heap.GrantLarge(HugePageStock::kUnit, false);
+  ASSERT_TRUE(second.ok());
+  ASSERT_TRUE(heap.GrantLarge(PageCount(1), false, HugePageStock::kUnit).ok());
+  heap.Return(*second);
+  const absl::StatusOr<Span*> large =
+      heap.GrantLarge(PageCount(6 * HugePageStock::kUnit.value()), false, HugePageStock::kUnit);
+  ASSERT_TRUE(large.ok()) << large.status();
+  EXPECT_EQ(source.left(), 0u);
+  const absl::Status refused = heap.GrantLarge(HugePageStock::kUnit, false).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_NE(refused.message().find("no huge page is left"), absl::string_view::npos) << refused;
+  const HeapStats stats = heap.stats();
+  EXPECT_EQ(stats.on_loan_bytes + stats.free_bytes, 8 * Bytes(HugePageStock::kUnit));
+  heap.CheckInvariants();
 }
 
 }  // namespace

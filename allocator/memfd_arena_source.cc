@@ -26,8 +26,6 @@ namespace {
 // An interrupted fallocate undoes all it did, so a long one might never end on a busy process.
 constexpr uint64_t kPopulateStepBytes = 2 << 20;
 
-constexpr uint64_t kHugePageBytes = 2 << 20;
-
 constexpr uint64_t RoundUp(uint64_t bytes, uint64_t unit) {
   return (bytes + unit - 1) / unit * unit;
 }
@@ -74,6 +72,14 @@ absl::Status Allocate(int fd, uint64_t offset, uint64_t bytes, const std::string
     offset += step;
   }
   return absl::OkStatus();
+}
+
+// The kernel says "no space left on device", which there is none.
+absl::Status NoHugePage(const std::string& what) {
+  return absl::ResourceExhaustedError(
+      absl::StrCat("no huge page of 2 MiB is left for ", what,
+                   ": all of vm.nr_hugepages are in use or promised to others, or the limit of the "
+                   "cgroup (hugetlb.2MB.max) is reached"));
 }
 
 // Calls `f(arena, byte offset in it, bytes)` for each arena that `pages` touch, until it fails.
@@ -144,12 +150,12 @@ absl::Status MemfdArenaSource::Populate(PageRange pages) {
   return ForEachArena(pages, [this](ArenaIndex arena, uint64_t offset, uint64_t bytes) {
     const int fd = data_fd(arena);
     if (fd < 0) return absl::NotFoundError(absl::StrCat("no arena ", arena.value()));
-    if (kind_ == Kind::kHugePages) {
-      const uint64_t end = RoundUp(offset + bytes, kHugePageBytes);
-      offset = offset / kHugePageBytes * kHugePageBytes;
-      bytes = end - offset;
-    }
-    return Allocate(fd, offset, bytes, NameOf(name_, arena, "data"));
+    const std::string what = NameOf(name_, arena, "data");
+    if (kind_ == Kind::kPages) return Allocate(fd, offset, bytes, what);
+    const uint64_t end = RoundUp(offset + bytes, kHugePageBytes);
+    const uint64_t begin = offset / kHugePageBytes * kHugePageBytes;
+    const absl::Status status = Allocate(fd, begin, end - begin, what);
+    return absl::IsResourceExhausted(status) ? NoHugePage(what) : status;
   });
 }
 
@@ -159,7 +165,6 @@ absl::Status MemfdArenaSource::Discard(PageRange pages) {
     if (fd < 0) return absl::NotFoundError(absl::StrCat("no arena ", arena.value()));
     if (kind_ == Kind::kHugePages &&
         (offset % kHugePageBytes != 0 || bytes % kHugePageBytes != 0)) {
-      // The rest of a huge page may be in use. (The kernel would clear part of it and keep it.)
       return absl::InvalidArgumentError(absl::StrCat(bytes, " bytes from ", offset, " of ",
                                                      NameOf(name_, arena, "data"),
                                                      " are not whole huge pages"));

@@ -33,11 +33,13 @@ class MemfdArenaSource : public ArenaSource {
     kPages,      // the system's pages
     kHugePages,  // 2 MiB pages that the administrator has set aside (vm.nr_hugepages)
   };
+  static constexpr uint64_t kHugePageBytes = uint64_t{2} << 20;
+
   // `name` shows in /proc/*/maps, as "name.3.data" and "name.3.table". Each arena gets a block
   // table of `table_bytes` bytes; 0 = none.
   // With huge pages memory comes and goes by 2 MiB: Populate backs those that a range touches, and
-  // Discard is refused (INVALID_ARGUMENT) unless its range is made of whole ones. Tables are never
-  // of huge pages.
+  // Discard is refused (INVALID_ARGUMENT) unless its range is made of whole ones, for the kernel
+  // would clear a part of one and keep it. Tables are never of huge pages.
   MemfdArenaSource(std::string name, uint64_t table_bytes, Kind kind = Kind::kPages);
   // Closes the descriptors; memory that others still map lives on.
   ~MemfdArenaSource() override;
@@ -47,6 +49,9 @@ class MemfdArenaSource : public ArenaSource {
   absl::Status Create(ArenaIndex arena) override;
   absl::Status Populate(PageRange pages) override;
   absl::Status Discard(PageRange pages) override;
+  PageCount unit() const override {
+    return PageCount(kind_ == Kind::kHugePages ? kHugePageBytes / kPageBytes : 1);
+  }
 
   // Allocates zeroed memory for `bytes` bytes of the block table from `offset`; what is allocated
   // already keeps its contents.

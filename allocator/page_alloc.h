@@ -117,6 +117,11 @@ class PageAlloc {
   // Gives back pages that TakeBlock gave (CHECK); those in `scavenged` come back as scavenged.
   void ReturnBlock(const Block& block);
 
+  // How many of these pages are free and have no memory behind them.
+  PageCount FreeScavengedIn(PageRange range) const {
+    return PageCount(Count(range).free_scavenged);
+  }
+
   bool IsFree(PageId page) const;  // false for pages that do not exist
   PageCount free_backed() const { return free_backed_; }
   PageCount free_scavenged() const { return free_scavenged_; }

@@ -37,6 +37,11 @@ bool PageCache::Free(PageRange range) {
   return true;
 }
 
+void PageCache::ClearScavenged(PageRange range) {
+  SPANPOOL_CHECK(range.first.value() % 64 == 0 && range.count.value() % 64 == 0);
+  if (block_.first >= range.first && block_.first < range.end()) block_.scavenged = 0;
+}
+
 bool PageCache::Refill(PageAlloc* pages) {
   SPANPOOL_CHECK(empty());
   const std::optional<PageAlloc::Block> block = pages->TakeBlock();

@@ -41,6 +41,9 @@ class PageCache {
   // allocator.
   bool Free(PageRange range);
 
+  // Notes that these pages, whole blocks of 64 (CHECK), have memory behind them; some may be here.
+  void ClearScavenged(PageRange range);
+
   // Gives everything back.
   void Flush(PageAlloc* pages);
 

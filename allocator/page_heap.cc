@@ -16,8 +16,15 @@ constexpr PageCount kReplenishStep(256);  // 2 MiB
 }  // namespace
 
 PageHeap::PageHeap(const PageHeapOptions& options, ArenaSource* source, MetadataSource* metadata)
-    : options_(options), source_(source), records_(metadata), map_(metadata), pages_(metadata) {
+    : options_(options),
+      source_(source),
+      unit_(source->unit()),
+      records_(metadata),
+      map_(metadata),
+      pages_(metadata) {
   SPANPOOL_CHECK_LE(options.max_arenas, kMaxArenas);
+  // Page caches hold aligned blocks of 64 pages: a unit is within one or made of whole ones.
+  SPANPOOL_CHECK(unit_ == PageCount(1) || unit_ == kDiscardRun);
 }
 
 PageHeap::Shard& PageHeap::MyShard() const {
@@ -53,16 +60,11 @@ absl::StatusOr<Span*> PageHeap::Allocate(SpanClass span_class, PageCount pages,
   const PageRange range{run->first, pages};
   bool zero = false;
   if (run->scavenged > PageCount(0)) {
-    DiscardExcess();
-    const absl::Status status = source_->Populate(range);
+    DiscardExcess(range);
+    const absl::Status status = Back(range, /*dig=*/true);
     if (!status.ok()) {
-      // Which pages have memory now nobody knows; none has after this.
-      const bool discarded = source_->Discard(range).ok();
+      GiveUp(range);
       records_.Delete(span);
-      RankedMutexLock lock(&mu_);
-      pages_.FreeScavenged(range);
-      charged_ -= pages;
-      if (!discarded) scavenged_is_zero_.store(false, std::memory_order_relaxed);
       return absl::ResourceExhaustedError(
           absl::StrCat("no memory behind ", pages.value(), " pages: ", status.message()));
     }
@@ -285,9 +287,10 @@ absl::Status PageHeap::Replenish() {
     pages_.AllocRange(*range);
     moving_scavenged_ += range->count;
     mu_.Unlock();
-    const absl::Status status = source_->Populate(*range);
-    // Best effort: if memory stays behind some of the pages it is found there later.
-    if (!status.ok()) source_->Discard(*range).IgnoreError();
+    const absl::Status status = Back(*range, /*dig=*/false);
+    // Best effort: if memory stays behind some of the pages it is found there later. Of units it is
+    // known which have been backed.
+    if (!status.ok() && unit_ == PageCount(1)) source_->Discard(*range).IgnoreError();
     mu_.Lock();
     moving_scavenged_ -= range->count;
     if (status.ok()) pages_.ClearScavenged(*range);
@@ -322,10 +325,87 @@ PageCount PageHeap::DiscardOne() {
   return discarded ? backed : PageCount(0);
 }
 
-void PageHeap::DiscardExcess() {
+PageRange PageHeap::WholeUnits(PageRange range) const {
+  const uint64_t unit = unit_.value();
+  const uint64_t first = range.first.value() / unit * unit;
+  const uint64_t end = (range.end().value() + unit - 1) / unit * unit;
+  return {PageId(first), PageCount(end - first)};
+}
+
+absl::Status PageHeap::Back(PageRange range, bool dig) {
+  if (unit_ == PageCount(1)) return source_->Populate(range);
+  const PageRange whole = WholeUnits(range);
+  for (PageId first = whole.first; first < whole.end(); first = first + unit_) {
+    const PageRange unit{first, unit_};
+    absl::Status status = source_->Populate(unit);
+    while (absl::IsResourceExhausted(status) && dig &&
+           (DiscardOne() > PageCount(0) || FlushCaches() > PageCount(0))) {
+      status = source_->Populate(unit);
+    }
+    if (!status.ok()) return status;
+    NoteBacked(unit);
+  }
+  return absl::OkStatus();
+}
+
+void PageHeap::NoteBacked(PageRange unit) {
+  // A page that is on its way into or out of a cache may keep its old note: then it will be backed
+  // again, which does nothing.
+  for (Shard& shard : shards_) {
+    RankedMutexLock shard_lock(&shard.mu);
+    RankedMutexLock lock(&mu_);
+    shard.pages.ClearScavenged(unit);
+    shard.CountPages();
+  }
+  RankedMutexLock lock(&mu_);
+  pages_.ClearScavenged(unit);
+}
+
+void PageHeap::GiveUp(PageRange range) {
+  // Which pages have memory nobody knows. Where a whole unit is ours none has after this. A unit
+  // that others have part of has memory if it can be backed; that is asked first, while there is
+  // none new to be had.
+  const uint64_t unit = unit_.value();
+  const PageId begin((range.first.value() + unit - 1) / unit * unit);
+  const PageId end(range.end().value() / unit * unit);
+  if (begin > end) {  // all within one unit
+    GiveUpPart(range);
+    return;
+  }
+  GiveUpPart({range.first, begin - range.first});
+  GiveUpPart({end, range.end() - end});
+  if (begin == end) return;
+  const PageRange whole{begin, end - begin};
+  if (!source_->Discard(whole).ok()) scavenged_is_zero_.store(false, std::memory_order_relaxed);
+  RankedMutexLock lock(&mu_);
+  pages_.FreeScavenged(whole);
+  charged_ -= whole.count;
+}
+
+void PageHeap::GiveUpPart(PageRange part) {
+  if (part.count == PageCount(0)) return;
+  const PageRange unit = WholeUnits(part);
+  const bool backed = source_->Populate(unit).ok();
+  if (backed) NoteBacked(unit);
+  RankedMutexLock lock(&mu_);
+  if (backed) {
+    pages_.Free(part);
+  } else {
+    pages_.FreeScavenged(part);
+  }
+  charged_ -= part.count;
+}
+
+void PageHeap::DiscardExcess(PageRange range) {
   while (true) {
-    const PageHeapStats now = stats();
-    if (Bytes(now.in_use + now.free) <= options_.limit_bytes) return;
+    PageHeapStats now;
+    PageCount more;
+    {
+      RankedMutexLock lock(&mu_);
+      now = StatsLocked();
+      if (unit_ > PageCount(1)) more = pages_.FreeScavengedIn(WholeUnits(range));
+    }
+    if (Bytes(now.in_use + now.free + more) <= options_.limit_bytes) return;
     if (now.free < kDiscardRun || DiscardOne() == PageCount(0)) return;
   }
 }

@@ -6,6 +6,10 @@
 // kernel calls: they are made without the lock, on pages that the caller has taken and nobody else
 // can touch.
 //
+// Where memory comes by larger units than pages (huge pages), all free pages of a unit count as
+// backed once it has been taken, and it is discarded when all of it is free. Such units are a fixed
+// stock: before a span is refused for want of one, free ones elsewhere in the pool are given up.
+//
 // Spans of up to 15 pages come out of one of a few page caches, each with a lock of its own, and go
 // back there; threads are spread over them. What is in the caches is charged against the limit as
 // if it were in use, and flushed before anything is refused; near the limit caches are not filled.
@@ -158,9 +162,22 @@ class PageHeap {
   PageCount MovingLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     return moving_scavenged_ + moving_backed_;
   }
-  // Discards free memory until spans and free memory together do not exceed the limit, or no whole
-  // run is left.
-  void DiscardExcess();
+  // Discards free memory until spans and free memory together, and what else would come when pages
+  // of `range` are backed, do not exceed the limit, or no whole run is left.
+  void DiscardExcess(PageRange range);
+
+  // `range` in whole units of the source.
+  PageRange WholeUnits(PageRange range) const;
+  // Backs `range`, of which the caller has taken every page. If `dig`, other free memory is
+  // discarded where there is no more. After a failure it is unknown which pages have memory.
+  absl::Status Back(PageRange range, bool dig) ABSL_LOCKS_EXCLUDED(mu_);
+  // Notes that all pages of a unit have memory. The caller has some of them, so that it cannot be
+  // discarded meanwhile.
+  void NoteBacked(PageRange unit) ABSL_LOCKS_EXCLUDED(mu_);
+  // Frees the pages of a span that could not be backed.
+  void GiveUp(PageRange range) ABSL_LOCKS_EXCLUDED(mu_);
+  // The same for pages of a unit that others have part of.
+  void GiveUpPart(PageRange part) ABSL_LOCKS_EXCLUDED(mu_);
 
   // A run out of the cache, which is filled if need be; nothing if that is not to be.
   std::optional<PageAlloc::Run> TakeCached(Shard& shard, PageCount pages)
@@ -176,6 +193,7 @@ class PageHeap {
   // Constant.
   const PageHeapOptions options_;
   ArenaSource* const source_;
+  const PageCount unit_;  // of the source
 
   // Thread-safe by themselves.
   mutable SpanRecords records_;

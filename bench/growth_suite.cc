@@ -3,6 +3,7 @@
 // Fresh blocks are allocated one after the other and each is filled at once, 1 GiB in all; nothing
 // is freed meanwhile. What counts is who gets the pages, clears them and maps them, and whether the
 // program waits for it. In `reserved` the daemon has the memory ready, in `beyond` it has not.
+// `spanpool_hugetlb` is a pool of huge pages, which the suite has the kernel set aside.
 
 #include <sys/mman.h>
 #include <unistd.h>
@@ -26,6 +27,7 @@
 #include "bench/latency.h"
 #include "bench/pool_daemon.h"
 #include "spanpool/spanpool.h"
+#include "tests/support/huge_pages.h"
 
 namespace spanpool::bench {
 namespace {
@@ -131,6 +133,32 @@ Round PopulateFill(uint64_t bytes, uint64_t block_bytes) {
   };
 }
 
+enum class Memory : uint8_t { kPages, kHugePages };
+
+// Daemons with a pool of one kind of memory. Huge pages are set aside once for all of them: on a
+// virtual machine those that were never used are some ten times as slow.
+class Daemons {
+ public:
+  explicit Daemons(Memory memory) : memory_(memory) {}
+
+  absl::StatusOr<std::unique_ptr<PoolDaemon>> Start(uint64_t limit_bytes, uint64_t reserve_bytes) {
+    PoolDaemon::Options options = {.limit_bytes = limit_bytes, .reserve_bytes = reserve_bytes};
+    if (memory_ == Memory::kHugePages) {
+      options.arena_kind = "HUGETLB";
+      if (pages_ == nullptr) {
+        auto pages = testing::HugePages::SetAside(limit_bytes >> 21);
+        if (!pages.ok()) return pages.status();
+        pages_ = *std::move(pages);
+      }
+    }
+    return PoolDaemon::Start(options);
+  }
+
+ private:
+  const Memory memory_;
+  std::unique_ptr<testing::HugePages> pages_;
+};
+
 absl::StatusOr<std::unique_ptr<Session>> AttachTo(const PoolDaemon& daemon) {
   SessionOptions options;
   options.target = daemon.target();
@@ -162,12 +190,18 @@ absl::Status AwaitReady(PoolDaemon& daemon, uint64_t bytes) {
 
 // Each round a new session of one daemon, which has all of the pool's memory ready. The session has
 // none of it mapped.
-Round SpanpoolReserved(uint64_t bytes, uint64_t block_bytes) {
-  return [=, daemon = std::shared_ptr<PoolDaemon>()]() mutable -> absl::StatusOr<Metrics> {
+Round SpanpoolReserved(Memory memory, uint64_t bytes, uint64_t block_bytes) {
+  struct Kept {
+    explicit Kept(Memory memory) : daemons(memory) {}
+    Daemons daemons;
+    std::unique_ptr<PoolDaemon> daemon;  // goes first
+  };
+  return [=, kept = std::make_shared<Kept>(memory)]() -> absl::StatusOr<Metrics> {
     const uint64_t pool_bytes = bytes + kSlackBytes;
+    std::unique_ptr<PoolDaemon>& daemon = kept->daemon;
     if (daemon == nullptr) {
       absl::StatusOr<std::unique_ptr<PoolDaemon>> started =
-          PoolDaemon::Start({.limit_bytes = pool_bytes, .reserve_bytes = pool_bytes});
+          kept->daemons.Start(pool_bytes, pool_bytes);
       if (!started.ok()) return started.status();
       daemon = *std::move(started);
     }
@@ -180,10 +214,10 @@ Round SpanpoolReserved(uint64_t bytes, uint64_t block_bytes) {
 }
 
 // Each round a new daemon with the usual reserve, which has just been used up.
-Round SpanpoolBeyond(uint64_t bytes, uint64_t block_bytes) {
-  return [=]() -> absl::StatusOr<Metrics> {
-    const absl::StatusOr<std::unique_ptr<PoolDaemon>> daemon = PoolDaemon::Start(
-        {.limit_bytes = 2 * (bytes + kSlackBytes), .reserve_bytes = kReserveBytes});
+Round SpanpoolBeyond(Memory memory, uint64_t bytes, uint64_t block_bytes) {
+  return [=, daemons = std::make_shared<Daemons>(memory)]() -> absl::StatusOr<Metrics> {
+    const absl::StatusOr<std::unique_ptr<PoolDaemon>> daemon =
+        daemons->Start(2 * (bytes + kSlackBytes), kReserveBytes);
     if (!daemon.ok()) return daemon.status();
     if (absl::Status status = AwaitReady(**daemon, kReserveBytes); !status.ok()) return status;
     const absl::StatusOr<std::unique_ptr<Session>> session = AttachTo(**daemon);
@@ -198,13 +232,14 @@ Round SpanpoolBeyond(uint64_t bytes, uint64_t block_bytes) {
 
 void Fill(Suite& suite, const std::vector<std::string>&) {
   const uint64_t bytes = uint64_t{suite.tiny() ? 8u : suite.quick() ? 128u : 1024u} << 20;
-  using MakeRound = Round (*)(uint64_t bytes, uint64_t block_bytes);
+  using MakeRound = Round (*)(Memory memory, uint64_t bytes, uint64_t block_bytes);
   for (const auto& [kind, spanpool] :
        {std::pair<const char*, MakeRound>{"reserved_", SpanpoolReserved},
         std::pair<const char*, MakeRound>{"beyond_", SpanpoolBeyond}}) {
     for (const uint64_t block_bytes : {uint64_t{64} << 10, uint64_t{1} << 20}) {
       const std::string name = absl::StrCat(kind, block_bytes);
-      suite.Add(name, "spanpool", spanpool(bytes, block_bytes));
+      suite.Add(name, "spanpool", spanpool(Memory::kPages, bytes, block_bytes));
+      suite.Add(name, "spanpool_hugetlb", spanpool(Memory::kHugePages, bytes, block_bytes));
       suite.Add(name, "memset_warm", MemsetWarm(bytes, block_bytes));
       suite.Add(name, "memfd_first_touch", FirstTouch(bytes, block_bytes));
       suite.Add(name, "memfd_populate_fill", PopulateFill(bytes, block_bytes));

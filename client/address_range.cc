@@ -24,7 +24,9 @@ absl::Status MapOver(uintptr_t address, size_t bytes, int protection, int fd, co
     return absl::InternalError(absl::StrCat("the daemon sent ", what, " that is too short"));
   }
   void* const start = reinterpret_cast<void*>(address);
-  if (mmap(start, bytes, protection, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED) {
+  // Nothing is reserved by mapping: the daemon has allocated what it grants. Of huge pages the
+  // kernel would set aside a whole arena for the mapping, used or not.
+  if (mmap(start, bytes, protection, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd, 0) == MAP_FAILED) {
     return absl::ResourceExhaustedError(
         absl::StrCat("cannot map ", what, ": ", strerror(errno), "; see vm.max_map_count"));
   }

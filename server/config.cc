@@ -133,6 +133,15 @@ PoolConfig ConvertPool(const v1::PoolConfig& in, const Located& at, const Locate
   if (at.Check("transit_grace_ms", in.transit_grace_ms(), 0, 3'600'000)) {
     pool.transit_grace = absl::Milliseconds(in.transit_grace_ms());
   }
+  if (in.arena_kind() == v1::HUGETLB) {
+    pool.arena_kind = MemfdArenaSource::Kind::kHugePages;
+    if (!at.Given("limit_bytes")) {
+      at.Refuse("arena_kind", "arena_kind HUGETLB without limit_bytes; expected how much it is");
+    } else if (!IsLimitOf(pool.arena_kind, pool.limit_bytes)) {
+      at.Refuse("limit_bytes", absl::StrCat("limit_bytes is ", pool.limit_bytes,
+                                            "; expected a multiple of 2097152 with HUGETLB"));
+    }
+  }
   for (int i = 0; i < in.allow_size(); ++i) {
     const v1::Allow& allow = in.allow(i);
     if (allow.has_uid() == allow.has_gid()) {
@@ -159,6 +168,11 @@ PoolConfig ConvertPool(const v1::PoolConfig& in, const Located& at, const Locate
 }
 
 }  // namespace
+
+bool IsLimitOf(MemfdArenaSource::Kind kind, uint64_t limit_bytes) {
+  return kind == MemfdArenaSource::Kind::kPages ||
+         limit_bytes % MemfdArenaSource::kHugePageBytes == 0;
+}
 
 absl::StatusOr<DaemonConfig> ParseConfig(absl::string_view text, absl::string_view file) {
   Errors errors(file);
@@ -263,8 +277,11 @@ DaemonConfig WithDefaults(DaemonConfig config, uint64_t available_bytes) {
     if (pool.limit_bytes == 0) {
       pool.limit_bytes = std::clamp(available_bytes / 4, kMinPoolBytes, kMaxPoolBytes);
     }
-    pool.reserve_bytes =
-        std::min(pool.reserve_bytes.value_or(kDefaultReserveBytes), pool.limit_bytes);
+    // Huge pages are set aside for this anyway, and others could take them meanwhile.
+    const uint64_t reserve = pool.arena_kind == MemfdArenaSource::Kind::kHugePages
+                                 ? pool.limit_bytes
+                                 : kDefaultReserveBytes;
+    pool.reserve_bytes = std::min(pool.reserve_bytes.value_or(reserve), pool.limit_bytes);
     if (pool.session_limit_bytes == 0) pool.session_limit_bytes = pool.limit_bytes;
     pool.session_limit_bytes = std::min(pool.session_limit_bytes, pool.limit_bytes);
     pool.max_names = config.max_names;

@@ -15,6 +15,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "allocator/memfd_arena_source.h"
 #include "server/access.h"
 #include "server/log.h"
 
@@ -31,8 +32,12 @@ struct PoolConfig {
   uint64_t session_limit_bytes = 0;       // 0 until WithDefaults
   absl::Duration transit_grace = absl::Seconds(10);
   uint32_t max_names = 4096;  // set by WithDefaults: limits.names
+  MemfdArenaSource::Kind arena_kind = MemfdArenaSource::Kind::kPages;
   std::vector<AccessRule> allow;
 };
+
+// Whether arenas of this kind can be limited so: huge pages to whole ones.
+bool IsLimitOf(MemfdArenaSource::Kind kind, uint64_t limit_bytes);
 
 struct DaemonConfig {
   std::string run_dir;  // "" = DefaultRunDirectory()

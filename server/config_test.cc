@@ -147,6 +147,34 @@ TEST(Config, DefaultsAreAQuarterOfTheMemoryAndTheReserveWithinIt) {
   EXPECT_EQ(config.pools[0].reserve_bytes, 8u << 20);
 }
 
+TEST(Config, HugePagesAreAllKeptReadyUnlessToldOtherwise) {
+  const DaemonConfig config = WithDefaults(
+      ParseConfig("pool { name: 'a' arena_kind: HUGETLB limit_bytes: 1073741824 }"
+                  "pool { name: 'b' arena_kind: HUGETLB limit_bytes: 1073741824 reserve_bytes: 0 }"
+                  "pool { name: 'c' limit_bytes: 1073741824 }",
+                  "f")
+          .value(),
+      uint64_t{16} << 30);
+  EXPECT_EQ(config.pools[0].arena_kind, MemfdArenaSource::Kind::kHugePages);
+  EXPECT_EQ(config.pools[0].reserve_bytes, uint64_t{1} << 30);
+  EXPECT_EQ(config.pools[1].reserve_bytes, 0u);
+  EXPECT_EQ(config.pools[2].arena_kind, MemfdArenaSource::Kind::kPages);
+  EXPECT_EQ(config.pools[2].reserve_bytes, kDefaultReserveBytes);
+}
+
+TEST(Config, HugePagesAreLimitedExpresslyAndToWholeOnes) {
+  const auto refusal = [](const std::string& text) {
+    return std::string(ParseConfig(text, "f").status().message());
+  };
+  EXPECT_THAT(refusal("pool { name: 'a' arena_kind: HUGE }"), HasSubstr("f:1:"));
+  EXPECT_THAT(refusal("pool {\n name: 'a'\n arena_kind: HUGETLB }"),
+              HasSubstr("f:3:2: arena_kind HUGETLB without limit_bytes"));
+  EXPECT_THAT(
+      refusal("pool { name: 'a' arena_kind: HUGETLB\n limit_bytes: 3145728 }"),
+      HasSubstr("f:2:2: limit_bytes is 3145728; expected a multiple of 2097152 with HUGETLB"));
+  EXPECT_EQ(refusal("pool { name: 'a' arena_kind: MEMFD limit_bytes: 3145728 }"), "");
+}
+
 TEST(Config, SizesArePlainBytesOrHaveABinaryUnit) {
   EXPECT_EQ(ParseBytes("123").value(), 123u);
   EXPECT_EQ(ParseBytes("64MiB").value(), 64u << 20);

@@ -11,6 +11,7 @@
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "allocator/heap.h"
+#include "allocator/memfd_arena_source.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/resource_quota.h"
@@ -19,6 +20,7 @@
 #include "proto/layout/run_dir.h"
 #include "server/access.h"
 #include "server/held_call_limit.h"
+#include "server/huge_pages.h"
 #include "server/log.h"
 #include "server/session.h"
 
@@ -77,8 +79,10 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(DaemonConfig config) {
         "no run directory: XDG_RUNTIME_DIR is not set; name a folder with --run_dir or "
         "SPANPOOL_RUN_DIR");
   }
+  const MemoryLimit::HugePages huge_pages = MemoryLimit().AvailableHugePages();
+  if (absl::Status status = CheckHugePages(config.pools, huge_pages); !status.ok()) return status;
   for (const PoolConfig& pool : config.pools) {
-    if (pool.limit_bytes > *available) {
+    if (pool.arena_kind == MemfdArenaSource::Kind::kPages && pool.limit_bytes > *available) {
       Log().warn(
           "pool {}: its limit of {} MiB is more than the {} MiB that are available; "
           "allocations will be refused before memory runs out",
@@ -111,6 +115,15 @@ absl::Status Daemon::Serve() {
       if (attach_server_ != nullptr) attach_server_->CloseConnection(session.id());
     });
   }
+  for (Pool* pool : pools) {
+    if (pool->config().arena_kind != MemfdArenaSource::Kind::kHugePages) continue;
+    // Now rather than by the housekeeper: who else wants huge pages cannot take these once the
+    // daemon serves.
+    if (absl::Status status = pool->Replenish(); !status.ok()) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("pool ", pool->name(), ": ", status.message()));
+    }
+  }
   housekeeper_ = std::make_unique<Housekeeper>(pools);
   reaper_ = std::make_unique<Reaper>(pools);
   absl::StatusOr<std::unique_ptr<EventLoop>> loop = EventLoop::Create();
@@ -134,9 +147,10 @@ absl::Status Daemon::Serve() {
   if (absl::Status status = grpc_listener_->Start(); !status.ok()) return status;
   loop_->Start();
   for (const std::unique_ptr<Pool>& pool : pools_) {
-    Log().info("pool {}: limit {} MiB, {} MiB kept ready, incarnation {:08x}", pool->name(),
+    const bool huge = pool->config().arena_kind == MemfdArenaSource::Kind::kHugePages;
+    Log().info("pool {}: limit {} MiB, {} MiB kept ready, {}incarnation {:08x}", pool->name(),
                pool->config().limit_bytes >> 20, pool->config().reserve_bytes.value_or(0) >> 20,
-               pool->incarnation());
+               huge ? "in huge pages, " : "", pool->incarnation());
   }
   Log().info("serving {}", run_directory_.path());
   return absl::OkStatus();

@@ -68,6 +68,11 @@ int Main(int argc, char** argv) {
     }
     if (config.pools.empty()) config.pools.emplace_back();
     PoolConfig& pool = config.pools[0];
+    if (!IsLimitOf(pool.arena_kind, *bytes)) {
+      return Fail(kWrongUsage, "--limit: " + limit +
+                                   " is no multiple of 2MiB, and the pool is of "
+                                   "huge pages (arena_kind HUGETLB)");
+    }
     pool.limit_bytes = *bytes;
     if (pool.reserve_bytes && *pool.reserve_bytes > *bytes) pool.reserve_bytes = *bytes;
   }

@@ -44,10 +44,33 @@ uint64_t ReadStat(const std::string& path, absl::string_view key) {
   return 0;
 }
 
+// What a controller of cgroups keeps in a cgroup's folder, in one version.
+struct CgroupFiles {
+  const char* limit;
+  const char* usage;
+  const char* reclaimable;  // a key of memory.stat; null: nothing in `usage` is
+};
+
+struct Resource {
+  const char* controller;  // its name, and that of its mount in version 1
+  CgroupFiles version1, version2;
+};
+
+constexpr Resource kMemory = {
+    "memory",
+    {"memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"},
+    {"memory.max", "memory.current", "inactive_file"},
+};
+constexpr Resource kHugePages = {
+    "hugetlb",
+    {"hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.usage_in_bytes", nullptr},
+    {"hugetlb.2MB.max", "hugetlb.2MB.current", nullptr},
+};
+
 struct Controller {
   std::string mount;  // where the hierarchy is mounted, with the root
   std::string path;   // the process's cgroup in it
-  const char *limit, *usage, *inactive;
+  CgroupFiles files;
 };
 
 // What each cgroup from the process's own up to the root has left; the smallest.
@@ -56,13 +79,15 @@ std::optional<uint64_t> Available(const Controller& controller) {
   std::string path = controller.path;
   for (;;) {
     const std::string folder = controller.mount + path;
-    const auto limit = ReadNumber(absl::StrCat(folder, "/", controller.limit));
-    const auto usage = ReadNumber(absl::StrCat(folder, "/", controller.usage));
+    const CgroupFiles& files = controller.files;
+    const auto limit = ReadNumber(absl::StrCat(folder, "/", files.limit));
+    const auto usage = ReadNumber(absl::StrCat(folder, "/", files.usage));
     // Version 1 says "no limit" with a number near 2^63.
     if (limit && usage && *limit < uint64_t{1} << 62) {
-      const uint64_t cache =
-          std::min(ReadStat(absl::StrCat(folder, "/memory.stat"), controller.inactive), *usage);
-      const uint64_t used = *usage - cache;
+      uint64_t used = *usage;
+      if (files.reclaimable != nullptr) {
+        used -= std::min(ReadStat(absl::StrCat(folder, "/memory.stat"), files.reclaimable), used);
+      }
       const uint64_t left = *limit > used ? *limit - used : 0;
       least = std::min(least.value_or(left), left);
     }
@@ -71,10 +96,9 @@ std::optional<uint64_t> Available(const Controller& controller) {
   }
 }
 
-}  // namespace
-
-std::optional<uint64_t> MemoryLimit::CgroupAvailableBytes() const {
-  const std::string cgroups = ReadFile(root_ + "/proc/self/cgroup").value_or("");
+// What the cgroups of this process leave it of `resource`; nothing if none limits it.
+std::optional<uint64_t> CgroupAvailableBytes(const std::string& root, const Resource& resource) {
+  const std::string cgroups = ReadFile(root + "/proc/self/cgroup").value_or("");
   std::optional<uint64_t> least;
   for (absl::string_view line : absl::StrSplit(cgroups, '\n')) {
     // "ID:CONTROLLERS:PATH"; the unified hierarchy of version 2 is "0::PATH".
@@ -83,14 +107,13 @@ std::optional<uint64_t> MemoryLimit::CgroupAvailableBytes() const {
     std::vector<Controller> controllers;
     if (fields[1].empty()) {
       for (const char* mount : {"/sys/fs/cgroup", "/sys/fs/cgroup/unified"}) {
-        controllers.push_back(
-            {root_ + mount, fields[2], "memory.max", "memory.current", "inactive_file"});
+        controllers.push_back({root + mount, fields[2], resource.version2});
       }
     } else {
       const std::vector<std::string> names = absl::StrSplit(fields[1], ',');
-      if (std::find(names.begin(), names.end(), "memory") == names.end()) continue;
-      controllers.push_back({root_ + "/sys/fs/cgroup/memory", fields[2], "memory.limit_in_bytes",
-                             "memory.usage_in_bytes", "total_inactive_file"});
+      if (std::find(names.begin(), names.end(), resource.controller) == names.end()) continue;
+      controllers.push_back({absl::StrCat(root, "/sys/fs/cgroup/", resource.controller), fields[2],
+                             resource.version1});
     }
     for (const Controller& controller : controllers) {
       const std::optional<uint64_t> left = Available(controller);
@@ -98,6 +121,20 @@ std::optional<uint64_t> MemoryLimit::CgroupAvailableBytes() const {
     }
   }
   return least;
+}
+
+}  // namespace
+
+MemoryLimit::HugePages MemoryLimit::AvailableHugePages() const {
+  const std::string folder = root_ + "/sys/kernel/mm/hugepages/hugepages-2048kB";
+  HugePages pages;
+  pages.set_aside = ReadNumber(folder + "/nr_hugepages").value_or(0);
+  pages.free = ReadNumber(folder + "/free_hugepages").value_or(0);
+  pages.free -= std::min(pages.free, ReadNumber(folder + "/resv_hugepages").value_or(0));
+  if (const auto bytes = CgroupAvailableBytes(root_, kHugePages)) {
+    pages.allowed = *bytes / kHugePageBytes;
+  }
+  return pages;
 }
 
 absl::StatusOr<uint64_t> MemoryLimit::AvailableBytes() const {
@@ -108,7 +145,7 @@ absl::StatusOr<uint64_t> MemoryLimit::AvailableBytes() const {
     uint64_t kib;
     if (!absl::SimpleAtoi(absl::StripAsciiWhitespace(line), &kib)) break;
     const uint64_t machine = kib * 1024;
-    return std::min(machine, CgroupAvailableBytes().value_or(machine));
+    return std::min(machine, CgroupAvailableBytes(root_, kMemory).value_or(machine));
   }
   return absl::NotFoundError(
       absl::StrCat(root_, "/proc/meminfo has no MemAvailable; is /proc mounted?"));

@@ -1,4 +1,5 @@
-// How much memory this process may still use before the kernel's OOM killer would act.
+// How much memory this process may still use before the kernel's OOM killer would act, and how many
+// huge pages, which are no part of that memory.
 //
 // The smaller of what the machine has left (MemAvailable) and what the process's memory cgroup, or
 // any ancestor of it, has left (version 1 and 2). Reclaimable page cache of a cgroup counts as
@@ -26,9 +27,18 @@ class MemoryLimit {
   //   NOT_FOUND  /proc/meminfo cannot be read or has no MemAvailable
   absl::StatusOr<uint64_t> AvailableBytes() const;
 
- private:
-  std::optional<uint64_t> CgroupAvailableBytes() const;
+  static constexpr uint64_t kHugePageBytes = uint64_t{2} << 20;
+  // Huge pages of 2 MiB now. Those that the kernel might yet make of other memory
+  // (vm.nr_overcommit_hugepages) do not count.
+  struct HugePages {
+    uint64_t set_aside = 0;  // by the administrator; 0 where the kernel knows none
+    uint64_t free = 0;       // neither used nor promised to anybody
+    std::optional<uint64_t>
+        allowed;  // by the process's hugetlb cgroup and its ancestors, if they do
+  };
+  HugePages AvailableHugePages() const;
 
+ private:
   const std::string root_;
 };
 

@@ -24,6 +24,8 @@ class MemoryLimitTest : public testing::Test {
   }
   absl::StatusOr<uint64_t> Available() { return MemoryLimit(root_.string()).AvailableBytes(); }
 
+  MemoryLimit::HugePages HugePages() { return MemoryLimit(root_.string()).AvailableHugePages(); }
+
   const std::filesystem::path root_;
 };
 
@@ -74,6 +76,45 @@ TEST_F(MemoryLimitTest, UsageAboveTheLimitLeavesNothing) {
 TEST_F(MemoryLimitTest, WithoutMeminfoItSaysWhatIsMissing) {
   Write("proc/meminfo", "MemTotal: 1 kB\n");
   EXPECT_EQ(Available().status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(MemoryLimitTest, HugePagesCountUnlessTheyArePromised) {
+  EXPECT_EQ(HugePages().set_aside, 0u);  // a kernel without
+  EXPECT_EQ(HugePages().free, 0u);
+  const std::string folder = "sys/kernel/mm/hugepages/hugepages-2048kB/";
+  Write(folder + "nr_hugepages", "20\n");
+  Write(folder + "free_hugepages", "10\n");
+  Write(folder + "resv_hugepages", "3\n");
+  EXPECT_EQ(HugePages().set_aside, 20u);
+  EXPECT_EQ(HugePages().free, 7u);
+  EXPECT_EQ(HugePages().allowed, std::nullopt);
+  Write(folder + "resv_hugepages", "11\n");
+  EXPECT_EQ(HugePages().free, 0u);
+}
+
+TEST_F(MemoryLimitTest, TheCgroupMayAllowFewerHugePagesThanAreFree) {
+  Write("proc/self/cgroup", "0::/a/b\n");
+  Write("sys/fs/cgroup/a/b/hugetlb.2MB.max", "max\n");
+  Write("sys/fs/cgroup/a/b/hugetlb.2MB.current", "0\n");
+  EXPECT_EQ(HugePages().allowed, std::nullopt);
+  Write("sys/fs/cgroup/a/hugetlb.2MB.max", "20971520\n");     // 10
+  Write("sys/fs/cgroup/a/hugetlb.2MB.current", "4194304\n");  // 2
+  EXPECT_EQ(HugePages().allowed, 8u);
+  // What limits other memory is not asked.
+  Write("sys/fs/cgroup/a/memory.max", "2097152\n");
+  Write("sys/fs/cgroup/a/memory.current", "0\n");
+  EXPECT_EQ(HugePages().allowed, 8u);
+  EXPECT_EQ(Available().value(), 2 * kMib);
+}
+
+TEST_F(MemoryLimitTest, VersionOneLimitsHugePagesInAHierarchyOfItsOwn) {
+  Write("proc/self/cgroup", "4:memory:/x\n3:hugetlb:/x\n0::/\n");
+  Write("sys/fs/cgroup/hugetlb/x/hugetlb.2MB.limit_in_bytes", "9223372036852678656\n");
+  Write("sys/fs/cgroup/hugetlb/x/hugetlb.2MB.usage_in_bytes", "0\n");
+  EXPECT_EQ(HugePages().allowed, std::nullopt);
+  Write("sys/fs/cgroup/hugetlb/x/hugetlb.2MB.limit_in_bytes", "6291456\n");
+  EXPECT_EQ(HugePages().allowed, 3u);
+  EXPECT_EQ(Available().value(), 1000 * kMib);
 }
 
 }  // namespace

@@ -72,7 +72,7 @@ Pool::Pool(const PoolConfig& config, const MemoryLimit* memory, SessionTable* se
       incarnation_(NewIncarnation()),
       max_arenas_(
           std::min<uint32_t>(Heap::MaxArenas(config.limit_bytes), kMaxPoolBytes / kArenaBytes)),
-      arenas_(config.name, max_arenas_, memory),
+      arenas_(config.name, max_arenas_, memory, config.arena_kind),
       block_states_(&arenas_, &quarantine_),
       heap_(HeapOptions{.limit_bytes = config.limit_bytes,
                         .reserve_bytes = config.reserve_bytes.value_or(0),
@@ -277,11 +277,12 @@ absl::Status Pool::DescribeShortage(const absl::Status& cause) const {
     most_bytes = bytes;
     most = absl::StrCat("; ", session->Describe(), " holds most, ", Mib(bytes));
   }
-  return absl::Status(cause.code(),
-                      absl::StrCat("pool ", name(), ": ", cause.message(), "; limit ",
-                                   Mib(heap.limit_bytes), ", on loan ", Mib(heap.on_loan_bytes),
-                                   ", in shared blocks ", Mib(heap.in_lists_bytes), most,
-                                   ": give back idle spans and retry, or raise the pool's limit"));
+  return absl::Status(
+      cause.code(),
+      absl::StrCat("pool ", name(), ": ", cause.message(), "; limit ", Mib(heap.limit_bytes),
+                   ", on loan ", Mib(heap.on_loan_bytes), ", in shared blocks ",
+                   Mib(heap.in_lists_bytes), most,
+                   ": give back idle spans and retry, or provide more of what is short"));
 }
 
 void Pool::NoteWork(uint64_t granted_bytes, bool returned) {

@@ -25,8 +25,12 @@ constexpr size_t kTableRunPages = 4;
 
 }  // namespace
 
-PoolArenas::PoolArenas(const std::string& name, uint32_t max_arenas, const MemoryLimit* memory)
-    : memory_(memory), source_("spanpool." + name, layout::kBlockTableBytes), arenas_(max_arenas) {}
+PoolArenas::PoolArenas(const std::string& name, uint32_t max_arenas, const MemoryLimit* memory,
+                       MemfdArenaSource::Kind kind)
+    : memory_(memory),
+      kind_(kind),
+      source_("spanpool." + name, layout::kBlockTableBytes, kind),
+      arenas_(max_arenas) {}
 
 PoolArenas::~PoolArenas() {
   for (std::atomic<Arena*>& entry : arenas_) {
@@ -82,7 +86,9 @@ absl::Status PoolArenas::Populate(PageRange pages) {
       return absl::CancelledError("the daemon is stopping");
     }
     const PageCount count = std::min(kStep, pages.end() - page);
-    if (absl::Status status = CheckMemory(Bytes(count)); !status.ok()) return status;
+    if (kind_ == MemfdArenaSource::Kind::kPages) {
+      if (absl::Status status = CheckMemory(Bytes(count)); !status.ok()) return status;
+    }
     AnnounceLongStep();
     if (absl::Status status = source_.Populate({page, count}); !status.ok()) return status;
     page = page + count;

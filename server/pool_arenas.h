@@ -44,8 +44,10 @@ class PoolArenas : public ArenaSource {
   static constexpr uint64_t kMarginBytes = uint64_t{32} << 20;
 
   // At most `max_arenas` arenas. `memory` may be null (nothing is refused in advance) and outlives
-  // this object.
-  PoolArenas(const std::string& name, uint32_t max_arenas, const MemoryLimit* memory);
+  // this object. It is not asked about huge pages, which are no part of the memory that others
+  // could need: of those the kernel refuses what there is not.
+  PoolArenas(const std::string& name, uint32_t max_arenas, const MemoryLimit* memory,
+             MemfdArenaSource::Kind kind = MemfdArenaSource::Kind::kPages);
   ~PoolArenas() override;
 
   absl::Status Create(ArenaIndex arena) override;
@@ -53,6 +55,7 @@ class PoolArenas : public ArenaSource {
   //   CANCELLED           Stop was called
   absl::Status Populate(PageRange pages) override;
   absl::Status Discard(PageRange pages) override;
+  PageCount unit() const override { return source_.unit(); }
 
   // Backs the words of `span`. Cheap once done: spans of the same pages find it so.
   //   RESOURCE_EXHAUSTED  as above
@@ -111,6 +114,7 @@ class PoolArenas : public ArenaSource {
 
   // Constant.
   const MemoryLimit* const memory_;
+  const MemfdArenaSource::Kind kind_;
   MemfdArenaSource source_;
 
   std::vector<std::atomic<Arena*>> arenas_;  // fixed length; an entry is set once

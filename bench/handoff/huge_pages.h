@@ -7,9 +7,11 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "tests/support/huge_pages.h"
 
 namespace spanpool::bench {
 
@@ -27,9 +29,9 @@ class HugePages {
   const std::string& folder() const { return folder_; }
 
  private:
-  explicit HugePages(uint64_t before) : before_(before) {}
+  explicit HugePages(std::unique_ptr<testing::HugePages> pages) : pages_(std::move(pages)) {}
 
-  const uint64_t before_;  // pages that were reserved by others
+  const std::unique_ptr<testing::HugePages> pages_;
   std::string folder_;
   bool mounted_ = false;
 };

@@ -87,19 +87,20 @@ def figures(report, suite, metric, prefix=""):
 
 def draw_by_size(curves, title, path):
     """Lines over the size of a block, both axes logarithmic."""
-    figure, axes = plt.subplots(figsize=(6, 3.6), constrained_layout=True)
+    figure, axes = plt.subplots(figsize=(7, 3.4), constrained_layout=True)
     for system, points in curves.items():
         axes.plot(*zip(*sorted(points)), marker="o", markersize=3, linewidth=2 if system == "spanpool" else 1.2,
                   color=COLORS.get(system), label=system)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     sizes = sorted({size for points in curves.values() for size, _ in points})
-    axes.set_xticks(sizes, ["%d MiB" % (size >> 20) if size >= 1 << 20 else
-                            "%d KiB" % (size >> 10) if size >= 1024 else "%d B" % size for size in sizes])
+    axes.set_xticks(sizes, ["%dM" % (size >> 20) if size >= 1 << 20 else
+                            "%dK" % (size >> 10) if size >= 1024 else "%d" % size for size in sizes])
+    axes.set_xlabel("bytes")
     axes.minorticks_off()
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_title(title, loc="left")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 

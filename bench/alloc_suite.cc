@@ -1,6 +1,7 @@
 // Suite `alloc`: one thread allocates and frees, through several allocators (alloc/patterns.h).
 //
 //   pair_SIZE, churn256_SIZE  ns_per_pair
+//   pair_64                   and, as system `probe`, whether the core was ours alone (probe.h)
 //   instructions_pair_64      instructions of a pair, the loop around it left out
 
 #include <cstddef>
@@ -9,6 +10,7 @@
 
 #include "bench/alloc/systems.h"
 #include "bench/harness.h"
+#include "bench/probe.h"
 
 namespace spanpool::bench {
 namespace {
@@ -23,6 +25,7 @@ void Fill(Suite& suite, const std::vector<std::string>&) {
     }
   }
   AddTimed(suite, cases);
+  AddProbes(suite, "pair_64", {"additions_16", "multiplications_2"});
   AddInstructions(suite, {{"instructions_pair_64", "instructions", 64}});
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -43,6 +44,32 @@ void MutexPair(int64_t n) {
     benchmark::ClobberMemory();
     mu.unlock();
   }
+}
+
+// Keeps the compiler from knowing the values, and keeps them in registers.
+template <typename... T>
+inline void Hide(T&... values) {
+  (..., [](T& value) { asm volatile("" : "+r"(value)); }(values));
+}
+
+void Additions16(int64_t n) {
+  uint64_t a = 0, b = 0, c = 0, d = 0, e = 0, f = 0, g = 0, h = 0;
+  for (; n > 0; --n) {
+    Hide(++a, ++b, ++c, ++d, ++e, ++f, ++g, ++h);
+    Hide(++a, ++b, ++c, ++d, ++e, ++f, ++g, ++h);
+  }
+}
+
+void Multiplications2(int64_t n) {
+  uint64_t factor = 3;
+  uint64_t product = 1;
+  for (; n > 0; --n) {
+    Hide(product, factor);
+    product *= factor;
+    Hide(product, factor);
+    product *= factor;
+  }
+  Hide(product);
 }
 
 // Two threads pass a number to and fro for `time`. The median of many short batches: in most of
@@ -91,17 +118,20 @@ double CoreRoundTripNs(absl::Duration time, int first_cpu, int second_cpu) {
 void AddProbes(Suite& suite, const std::string& case_name, const std::vector<std::string>& which) {
   std::vector<std::pair<std::string, std::function<double()>>> probes;
   const absl::Duration time = suite.round_time() / 2;
-  const auto timed = [time](void (*operations)(int64_t)) {
-    const auto timer = std::make_shared<Timer>(time, TimeOf::kThread, operations);
+  const auto timed = [time](void (*operation)(int64_t)) {
+    const auto timer = std::make_shared<Timer>(time, TimeOf::kThread, operation);
     return [timer] { return timer->NsPerOperation(); };
   };
+  const std::map<std::string, void (*)(int64_t)> operations = {
+      {"xadd", Xadd},
+      {"cas_pair", CasPair},
+      {"mutex_pair", MutexPair},
+      {"additions_16", Additions16},
+      {"multiplications_2", Multiplications2},
+  };
   for (const std::string& name : which) {
-    if (name == "xadd") {
-      probes.emplace_back(name, timed(Xadd));
-    } else if (name == "cas_pair") {
-      probes.emplace_back(name, timed(CasPair));
-    } else if (name == "mutex_pair") {
-      probes.emplace_back(name, timed(MutexPair));
+    if (const auto it = operations.find(name); it != operations.end()) {
+      probes.emplace_back(name, timed(it->second));
     } else {
       SPANPOOL_CHECK(name == "core_round_trip") << name;
       const std::vector<int> cpus = AllowedCpus();

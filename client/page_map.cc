@@ -38,31 +38,33 @@ void PageMap::Add(ClientSpan* span) {
   SPANPOOL_CHECK_LE(span->pages.end().value(), pages_.value());
   const size_t stack = StackIndexOf(CacheClass(span->cache_class.load(std::memory_order_relaxed)));
   const bool large = span->span_class.large();
-  uint64_t entry = 0;
+  uint16_t stack_offset = 0;
+  uint32_t product = 0;
   if (stack != 0 && span->exact_step) {
     const uint32_t reciprocal = large ? uint32_t{1} << (32 - kPageShift) : span->reciprocal;
-    const auto product = static_cast<uint32_t>(span->offset().value()) * reciprocal;
-    entry = uint64_t{product} << 32 | stack * sizeof(Stack);
+    product = static_cast<uint32_t>(span->offset().value()) * reciprocal;
+    stack_offset = static_cast<uint16_t>(stack * sizeof(Stack));
   }
   for (uint64_t i = 0; i < span->pages.count.value(); ++i) {
     // A large block starts in the first page; what points into the others is no block.
-    if (!large || i == 0) SetEntry(first + i, entry);
+    if (!large || i == 0) SetEntry(first + i, stack_offset, product);
     // release: pairs with the acquire in SpanOf.
     spans_[first + i].store(span, std::memory_order_release);
   }
 }
 
-void PageMap::SetEntry(uint64_t page, uint64_t entry) {
-  const uint64_t mapped = entries_[page].load(std::memory_order_relaxed) & kMapped;
-  entries_[page].store(entry | mapped, std::memory_order_relaxed);
+void PageMap::SetEntry(uint64_t page, uint16_t stack, uint32_t product) {
+  WritePlain(&entries_[page].product, product);
+  WritePlain(&entries_[page].stack, stack);
 }
 
 bool PageMap::NoteMapped(PageRange pages) {
   bool any = false;
   for (PageId page = pages.first; page < pages.end(); ++page) {
-    if ((entries_[page.value()].load(std::memory_order_relaxed) & kMapped) != 0) continue;
+    uint16_t& flags = entries_[page.value()].flags;
+    if ((ReadPlain(&flags) & kMapped) != 0) continue;
     any = true;
-    entries_[page.value()].fetch_or(kMapped, std::memory_order_relaxed);
+    WritePlain(&flags, kMapped);
   }
   return any;
 }
@@ -70,7 +72,7 @@ bool PageMap::NoteMapped(PageRange pages) {
 void PageMap::Remove(const ClientSpan* span) {
   const uint64_t first = span->pages.first.value();
   for (uint64_t i = 0; i < span->pages.count.value(); ++i) {
-    SetEntry(first + i, 0);
+    SetEntry(first + i, 0, 0);
     spans_[first + i].store(nullptr, std::memory_order_relaxed);
   }
 }

@@ -48,11 +48,11 @@ class PageMap {
   const PageEntry* entries() const { return entries_; }
 
  private:
-  // In an entry, beside what the hot path reads.
-  static constexpr uint64_t kMapped = uint64_t{1} << 16;
+  // PageEntry::flags
+  static constexpr uint16_t kMapped = 1;
 
   explicit PageMap(PageCount pages) : pages_(pages) {}
-  void SetEntry(uint64_t page, uint64_t entry);
+  void SetEntry(uint64_t page, uint16_t stack, uint32_t product);
 
   const PageCount pages_;
   void* memory_ = nullptr;

@@ -676,7 +676,7 @@ class StoppedThreadTest : public SessionCoreTest {
     ASSERT_GT(top_ - stack_->floor, 2);
   }
   void TearDown() override {
-    EXPECT_EQ(cache_->session.load(), session_.get());
+    EXPECT_EQ(ReadKey(&cache_->session), session_.get());
     EXPECT_EQ(session_->stats().misuses, 0u);
     SessionCore* const core = SessionCore::CoreOf(*session_);
     core->DrainMyStacks();
@@ -687,7 +687,7 @@ class StoppedThreadTest : public SessionCoreTest {
   }
   void DrainByAnotherThread() {
     std::thread([&] { SessionCore::CoreOf(*session_)->DrainOtherStacks(); }).join();
-    EXPECT_EQ(cache_->session.load(), nullptr);
+    EXPECT_EQ(ReadKey(&cache_->session), nullptr);
   }
 
   std::unique_ptr<Session> session_ = SessionCore::NewSession(pool_.Attach());
@@ -754,7 +754,7 @@ TEST_F(StoppedThreadTest, ItMayGoOnInTheMiddleOfADrainButOnlyTheSlowWay) {
   });
   halfway.WaitForNotification();
   block = session_->Malloc(64);  // it learns of the first drain, and fills its stack again
-  EXPECT_EQ(cache_->session.load(), nullptr);
+  EXPECT_EQ(ReadKey(&cache_->session), nullptr);
   EXPECT_NE(stack_->top.load(), stack_->floor);
   settled.Notify();
   drainer.join();

@@ -82,12 +82,13 @@ struct ThreadCaches::OwnedCache : ThreadCache {
   }
   void PublishKeys() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
     if (draining || drained) return;
-    this->session.store(session_key, kKeyOrder);
-    this->core.store(core_key, kKeyOrder);
+    WritePlain(&this->session, session_key);
+    WritePlain(&this->core, core_key);
   }
   void HideKeys() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
-    this->session.store(nullptr, std::memory_order_seq_cst);
-    this->core.store(nullptr, std::memory_order_seq_cst);
+    const void* const none = nullptr;
+    __atomic_store_n(&this->session, none, __ATOMIC_SEQ_CST);
+    __atomic_store_n(&this->core, none, __ATOMIC_SEQ_CST);
   }
 
   // Empties the books of a stack that has no blocks left; it starts small again.

@@ -73,18 +73,23 @@ struct Stack {
 };
 static_assert(sizeof(Stack) == 32);
 
-// A page's entry; bits 63..32 and 15..0 are 0 for a page that holds no block which may be freed
-// inline:
-//   bits 15..0   the byte offset of its stack within ThreadCache::stacks
-//   bits 31..16  not the hot path's
-//   bits 63..32  the span's offset in the pool × reciprocal, modulo 2^32
-using PageEntry = std::atomic<uint64_t>;
+// What the hot path knows of a page. All 0 for a page that holds no block which may be freed
+// inline. Written with WritePlain, read with ReadPlain, each field by itself: who was passed a
+// block sees the fields as they were written before, and of any other page sees what may be stale
+// or mixed. Such a page is not recognised reliably, and freeing into it is an error of the
+// program's.
+struct alignas(8) PageEntry {
+  uint32_t product = 0;  // the span's offset in the pool × reciprocal, modulo 2^32
+  uint16_t stack = 0;    // the byte offset of its stack within ThreadCache::stacks
+  uint16_t flags = 0;    // not the hot path's
+};
 
 struct ThreadCache {
-  std::atomic<const void*> session{nullptr};  // the Session whose blocks these are
-  std::atomic<const void*> core{nullptr};     // the same session's core, for Buffers
-  uintptr_t base = 0;                         // where the pool is mapped
-  uint64_t bytes = 0;                         // how far it reaches; see ReadPlain
+  // The keys, read with ReadKey; null if there are none.
+  const void* session = nullptr;  // the Session whose blocks these are
+  const void* core = nullptr;     // the same session's core, for Buffers
+  uintptr_t base = 0;             // where the pool is mapped
+  uint64_t bytes = 0;             // how far it reaches; see ReadPlain
   const PageEntry* pages = nullptr;
   uint64_t allocations = 0;              // written by CountOne, read by anyone with ReadCount
   uint16_t stack_of[kInlineSizes] = {};  // by IndexOfSize: byte offset of the stack
@@ -95,19 +100,35 @@ struct ThreadCache {
 // initial-exec model make reading it one instruction.
 extern constinit thread_local ThreadCache* hot_cache __attribute__((tls_model("initial-exec")));
 
-// ThreadSanitizer knows nothing of membarrier; it is shown the full order instead.
+// What other threads may read or write meanwhile is read and written by the following. A plain load
+// or store is what a relaxed one amounts to, but can be a part of the instruction that compares or
+// adds. ThreadSanitizer is shown atomic ones; and since it knows nothing of membarrier, the full
+// order instead.
 #if defined(__SANITIZE_THREAD__)
 inline constexpr std::memory_order kTopOrder = std::memory_order_seq_cst;
-inline constexpr std::memory_order kKeyOrder = std::memory_order_seq_cst;
+inline const void* ReadKey(const void* const* key) {
+  return __atomic_load_n(key, __ATOMIC_SEQ_CST);
+}
+template <typename T>
+inline T ReadPlain(const T* value) {
+  return __atomic_load_n(value, __ATOMIC_RELAXED);
+}
 #else
 // release: pairs with the acquire of who drains; the block stands in its place before.
 inline constexpr std::memory_order kTopOrder = std::memory_order_release;
-// relaxed: nothing is reached through a key.
-inline constexpr std::memory_order kKeyOrder = std::memory_order_relaxed;
+// As if relaxed: nothing is reached through a key.
+inline const void* ReadKey(const void* const* key) { return *key; }
+template <typename T>
+inline T ReadPlain(const T* value) {
+  return *value;
+}
 #endif
+template <typename T>
+inline void WritePlain(T* place, T value) {
+  __atomic_store_n(place, value, __ATOMIC_RELAXED);
+}
 
-// Adds one to a counter that only the calling thread writes. Readers load it atomically; a single
-// plain increment is what a relaxed load and store amount to, in one instruction instead of three.
+// Adds one to a counter that only the calling thread writes. Readers use ReadCount.
 inline void CountOne(uint64_t* counter) {
 #if defined(__SANITIZE_THREAD__)
   __atomic_store_n(counter, *counter + 1, __ATOMIC_RELAXED);
@@ -119,16 +140,6 @@ inline uint64_t ReadCount(const uint64_t* counter) {
   return __atomic_load_n(counter, __ATOMIC_RELAXED);
 }
 
-// Reads what another thread may clear meanwhile. A plain load is what a relaxed one amounts to, but
-// can be part of the instruction that compares.
-inline uint64_t ReadPlain(const uint64_t* value) {
-#if defined(__SANITIZE_THREAD__)
-  return __atomic_load_n(value, __ATOMIC_RELAXED);
-#else
-  return *value;
-#endif
-}
-
 // The slow ends of Pop and Push, for an operation that found its key gone after it had moved the
 // top of the stack at `offset` from `top`. Afterwards it is as if the operation had not been begun;
 // but UndoPush may return true: the block had been pushed in time to be drained with the others,
@@ -137,8 +148,8 @@ void UndoPop(ThreadCache* cache, size_t offset, void** top);
 bool UndoPush(ThreadCache* cache, size_t offset, void** top, const void* key);
 
 // Pops a block from the stack at `offset`; null if there is none or the cache is not `key`'s.
-inline void* Pop(ThreadCache* cache, std::atomic<const void*> ThreadCache::*key_field,
-                 const void* key, size_t offset) {
+inline void* Pop(ThreadCache* cache, const void* ThreadCache::*key_field, const void* key,
+                 size_t offset) {
   auto& stack = *reinterpret_cast<Stack*>(reinterpret_cast<char*>(cache->stacks) + offset);
   void** const top = stack.top.load(std::memory_order_relaxed);
   if (__builtin_expect(top == stack.floor, 0)) return nullptr;
@@ -148,7 +159,7 @@ inline void* Pop(ThreadCache* cache, std::atomic<const void*> ThreadCache::*key_
   // The processor may let the load of the key overtake the store; membarrier makes up for it. The
   // compiler may not.
   std::atomic_signal_fence(std::memory_order_seq_cst);
-  if (__builtin_expect((cache->*key_field).load(kKeyOrder) != key, 0)) {
+  if (__builtin_expect(ReadKey(&(cache->*key_field)) != key, 0)) {
     UndoPop(cache, offset, top);
     return nullptr;
   }
@@ -158,23 +169,22 @@ inline void* Pop(ThreadCache* cache, std::atomic<const void*> ThreadCache::*key_
 
 // Pushes `block` on its stack. False, with nothing done, if it is not the start of a block that
 // has a stack, the stack is full, or the cache is not `key`'s.
-inline bool Push(ThreadCache* cache, std::atomic<const void*> ThreadCache::*key_field,
-                 const void* key, void* block) {
+inline bool Push(ThreadCache* cache, const void* ThreadCache::*key_field, const void* key,
+                 void* block) {
   const uint64_t offset = reinterpret_cast<uintptr_t>(block) - cache->base;
   if (__builtin_expect(offset >= ReadPlain(&cache->bytes), 0)) return false;
-  // relaxed: whoever passed the block to this thread made the entry visible with it.
-  const uint64_t entry = cache->pages[offset >> 13].load(std::memory_order_relaxed);
-  const size_t stack_offset = static_cast<uint16_t>(entry);
+  const PageEntry* const page = &cache->pages[offset >> 13];
+  const size_t stack_offset = ReadPlain(&page->stack);
   auto& stack = *reinterpret_cast<Stack*>(reinterpret_cast<char*>(cache->stacks) + stack_offset);
   const uint32_t residue =
-      static_cast<uint32_t>(offset) * stack.reciprocal - static_cast<uint32_t>(entry >> 32);
+      static_cast<uint32_t>(offset) * stack.reciprocal - ReadPlain(&page->product);
   if (__builtin_expect(residue >= stack.reciprocal, 0)) return false;
   void** const top = stack.top.load(std::memory_order_relaxed);
   if (__builtin_expect(top == stack.limit, 0)) return false;
   *top = block;
   stack.top.store(top + 1, kTopOrder);
   std::atomic_signal_fence(std::memory_order_seq_cst);  // as in Pop
-  if (__builtin_expect((cache->*key_field).load(kKeyOrder) != key, 0)) {
+  if (__builtin_expect(ReadKey(&(cache->*key_field)) != key, 0)) {
     return UndoPush(cache, stack_offset, top, key);
   }
   return true;

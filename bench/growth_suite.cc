@@ -197,7 +197,7 @@ Round SpanpoolBeyond(uint64_t bytes, uint64_t block_bytes) {
 }
 
 void Fill(Suite& suite, const std::vector<std::string>&) {
-  const uint64_t bytes = uint64_t{suite.quick() ? 128u : 1024u} << 20;
+  const uint64_t bytes = uint64_t{suite.tiny() ? 8u : suite.quick() ? 128u : 1024u} << 20;
   using MakeRound = Round (*)(uint64_t bytes, uint64_t block_bytes);
   for (const auto& [kind, spanpool] :
        {std::pair<const char*, MakeRound>{"reserved_", SpanpoolReserved},

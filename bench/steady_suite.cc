@@ -238,8 +238,10 @@ Round Steady(StartProgram start, absl::Duration warm_up, absl::Duration time) {
 }
 
 void Fill(Suite& suite, const std::vector<std::string>&) {
-  const absl::Duration warm_up = absl::Seconds(suite.quick() ? 1 : 3);
-  const absl::Duration time = absl::Seconds(suite.quick() ? 1 : 10);
+  const absl::Duration warm_up =
+      suite.tiny() ? absl::Milliseconds(100) : absl::Seconds(suite.quick() ? 1 : 3);
+  const absl::Duration time =
+      suite.tiny() ? absl::Milliseconds(100) : absl::Seconds(suite.quick() ? 1 : 10);
   suite.Add("churn", "spanpool", Steady(Start<Churn, 1>, warm_up, time));
   suite.Add("cross_threads", "spanpool", Steady(Start<CrossThreads, 1>, warm_up, time));
   suite.Add("frames_1048576", "spanpool", Steady(Start<Frames, 2>, warm_up, time));

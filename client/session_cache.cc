@@ -26,6 +26,10 @@ constexpr uint64_t kIdleCapBytes = 64 << 20;
 // round trip it may save.
 constexpr uint32_t kSweepBudget = 256;
 
+// Partly used spans whose free blocks are counted, to see whether a class runs low. More spans than
+// this hold something for sure.
+constexpr int kSpansLookedAt = 8;
+
 constexpr int kMaxFetchRounds = 1000;
 
 // Of larger spans, one that is not needed is too much.
@@ -383,6 +387,7 @@ absl::StatusOr<ExchangeResult> SessionCache::ExchangeNow(absl::Span<const SpanWi
 }
 
 SpanWish SessionCache::NextWishLocked(CacheClass c, ClassCache& cache) {
+  cache.asked = cache.growing = true;
   const SpanWish wish{SpanClassOf(c), cache.demand, IsLarge(c) ? PagesOf(StepOf(c)) : PageCount(0),
                       PageCount(1)};
   cache.demand = std::min(cache.demand * 2, DemandCapOf(c));
@@ -460,10 +465,19 @@ absl::Status SessionCache::Fetch(CacheClass c, PageCount alignment) {
   return absl::InternalError("the daemon granted no span and did not say why");
 }
 
+uint32_t SessionCache::LowMarkLocked(CacheClass c, const ClassCache& cache) const {
+  return static_cast<uint32_t>(BatchOf(c)) * (cache.growing ? 2 : 1);
+}
+
 void SessionCache::CheckLowLocked(CacheClass c, ClassCache& cache) {
   if (cache.running_low || cache.idle.front() != nullptr) return;
-  const ClientSpan* const span = cache.partial.front();
-  if (span != nullptr && (span != cache.partial.back() || span->available >= BatchOf(c))) return;
+  const uint32_t mark = LowMarkLocked(c, cache);
+  uint32_t available = 0;
+  int looked_at = 0;
+  for (const ClientSpan* span = cache.partial.front(); span != nullptr; span = span->next) {
+    available += span->available;
+    if (available >= mark || ++looked_at == kSpansLookedAt) return;
+  }
   // A large class is prefetched once it has shown that it is used again and again.
   if (IsLarge(c) && (cache.demand < 4 || SpanBytesOf(c) > kLargestPrefetchBytes)) return;
   if (prefetch_paused_.load(std::memory_order_relaxed)) return;
@@ -502,6 +516,20 @@ void SessionCache::KeepHouse() {
     to_prefault.swap(to_prefault_);
   }
   for (const PageRange& pages : to_prefault) Prefault(pages);
+}
+
+void SessionCache::NoteSecond() {
+  for (size_t i = 0; i < kCacheClasses; ++i) {
+    const CacheClass c(static_cast<uint16_t>(i));
+    ClassCache& cache = classes_[i];
+    RankedMutexLock lock(&cache.mu);
+    cache.growing = std::exchange(cache.asked, false);
+    if (cache.growing || cache.demand == 1) continue;
+    // Spans that hold twice a batch, so that one more message is enough.
+    const auto enough =
+        static_cast<uint32_t>(2 * BatchOf(c) * BlockBytesOf(c) / SpanBytesOf(c) + 1);
+    if (cache.demand > enough) cache.demand = std::max(enough, cache.demand / 2);
+  }
 }
 
 void SessionCache::GiveBackHalf() {

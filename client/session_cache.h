@@ -92,6 +92,10 @@ class SessionCache {
   // Not at the same time from two threads.
   void KeepHouse();
 
+  // To be called once a second while the cache is used: classes that do not grow any more ask for
+  // less, and later.
+  void NoteSecond();
+
   // Wakes the housekeeper when the cache is next used.
   void Rest() { resting_.store(true, std::memory_order_relaxed); }
 
@@ -135,6 +139,8 @@ class SessionCache {
     uint32_t spans_to_sweep ABSL_GUARDED_BY(mu) = 0;
     uint32_t demand ABSL_GUARDED_BY(mu) = 1;       // spans to ask for next time
     bool running_low ABSL_GUARDED_BY(mu) = false;  // in low_classes_
+    bool asked ABSL_GUARDED_BY(mu) = false;        // for spans, since the last NoteSecond
+    bool growing ABSL_GUARDED_BY(mu) = false;      // asked, or did before the last NoteSecond
   };
 
   ClassCache& CacheOf(CacheClass c) { return classes_[c.value()]; }
@@ -157,6 +163,11 @@ class SessionCache {
   // Takes `span` off the books, to be returned.
   void RetireLocked(ClassCache& cache, ClientSpan* span) ABSL_EXCLUSIVE_LOCKS_REQUIRED(cache.mu);
 
+  // Fewer free blocks than this are few. The number in use fluctuates, and so does what threads
+  // hold in their stacks: a class that has grown of late is given more to spare, lest it comes back
+  // for a little more each time that a fluctuation is larger than all before.
+  uint32_t LowMarkLocked(CacheClass c, const ClassCache& cache) const
+      ABSL_SHARED_LOCKS_REQUIRED(cache.mu);
   // Notes that `c` should be prefetched, if it should.
   void CheckLowLocked(CacheClass c, ClassCache& cache) ABSL_EXCLUSIVE_LOCKS_REQUIRED(cache.mu);
   // The classes noted since the last call. The caller clears their `running_low`.

@@ -229,5 +229,38 @@ TEST_F(SessionCacheTest, ClassesThatRunLowAreAskedForInOneMessage) {
   EXPECT_EQ(source_.messages.size(), before + 1) << "there is enough now";
 }
 
+TEST_F(SessionCacheTest, AClassThatGrowsHasTwoBatchesToSpareAndAfterwardsOne) {
+  housekeeper_ = true;
+  const CacheClass c = SmallClass(64);  // 128 blocks a span, batches of 32
+  const auto taken_until_asked = [&] {
+    const size_t before = source_.messages.size();
+    int taken = 0;
+    for (; source_.messages.size() == before && taken < 128; ++taken) {
+      TakeOne(c);
+      cache_->KeepHouse();
+    }
+    return taken;
+  };
+  TakeOne(c);
+  cache_->KeepHouse();
+  EXPECT_EQ(taken_until_asked(), 64) << "127 were left";
+  while (cache_->idle_bytes() > 0) cache_->GiveBackHalf();
+  for (int second = 0; second < 2; ++second) cache_->NoteSecond();
+  EXPECT_EQ(taken_until_asked(), 32) << "63 were left";
+}
+
+TEST_F(SessionCacheTest, AClassThatStopsGrowingAsksForLess) {
+  const CacheClass c = SmallClass(8192);
+  TakeUntilMessages(c, 8);  // the next batch is of 128
+  for (int second = 0; second < 2; ++second) cache_->NoteSecond();
+  size_t first = source_.messages.size();
+  TakeUntilMessages(c, 1);
+  EXPECT_EQ(Batches(c, first), std::vector<uint32_t>{64});
+  for (int second = 0; second < 20; ++second) cache_->NoteSecond();
+  first = source_.messages.size();
+  TakeUntilMessages(c, 1);
+  EXPECT_EQ(Batches(c, first), std::vector<uint32_t>{17}) << "two batches of 8, and one";
+}
+
 }  // namespace
 }  // namespace spanpool::internal

@@ -392,6 +392,10 @@ absl::Time SessionCore::KeepHouse(absl::Time now) {
     source_->AnswerRecall(*recall);
   }
   cache_->KeepHouse();
+  if (now - second_noted_ >= kQuietInterval) {
+    second_noted_ = now;
+    cache_->NoteSecond();
+  }
   const ThreadCaches::Counts counts = threads_->counts();
   const SlotStocks::Counts references = references_->counts();
   layout::SessionCounters& shown = segment_->counters;

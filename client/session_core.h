@@ -227,6 +227,7 @@ class SessionCore final : public SessionLife {
   absl::Duration settle_pause_;
   absl::Time settle_at_ = absl::InfiniteFuture();
   absl::Time quiet_since_ = absl::InfinitePast();
+  absl::Time second_noted_ = absl::InfinitePast();
   uint64_t allocations_seen_ = 0;
   // Those that are not counted in threads' stocks; the creator is.
   std::atomic<uint64_t> owners_{1};

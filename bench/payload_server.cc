@@ -14,7 +14,7 @@
 
 #include "bench/payload.grpc.pb.h"
 #include "bench/word_sum.h"
-#include "client/grpc_payload.h"
+#include "spanpool/grpc_payload.h"
 #include "spanpool/spanpool.h"
 
 namespace spanpool::bench {

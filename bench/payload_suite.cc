@@ -20,7 +20,7 @@
 #include "bench/payload.grpc.pb.h"
 #include "bench/pool_daemon.h"
 #include "bench/word_sum.h"
-#include "client/grpc_payload.h"
+#include "spanpool/grpc_payload.h"
 #include "spanpool/spanpool.h"
 #include "tests/support/process.h"
 

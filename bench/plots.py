@@ -12,7 +12,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 COLORS = {"spanpool": "#1b6ca8", "size_class": "#85b8dd", "linear": "#c0392b",
           "free_list": "#e08e0b", "jemalloc": "#7f8c8d", "tcmalloc": "#4d5656",
-          "mimalloc": "#a3aaab", "glibc": "#c9cdce"}
+          "mimalloc": "#a3aaab", "glibc": "#c9cdce", "dpdk_mempool": "#27874b",
+          "boost_interprocess": "#8e44ad", "grpc_bytes_field": "#c0392b"}
 NAMES = {"spanpool": "spanpool, its daemon included", "size_class": "spanpool's heap alone",
          "linear": "linear", "free_list": "linked list", "jemalloc": "jemalloc",
          "tcmalloc": "tcmalloc", "mimalloc": "mimalloc", "glibc": "glibc"}
@@ -75,9 +76,50 @@ def draw_fragmentation(report, series, path):
     plt.close(figure)
 
 
+def figures(report, suite, metric, prefix=""):
+    """{system: [(number at the end of the case's name, value)]}"""
+    found = {}
+    for r in report["results"]:
+        if r["suite"] == suite and r["metric"] == metric and r["case"].startswith(prefix):
+            found.setdefault(r["system"], []).append((int(r["case"][len(prefix):]), r["value"]))
+    return found
+
+
+def draw_by_size(curves, title, path):
+    """Lines over the size of a block, both axes logarithmic."""
+    figure, axes = plt.subplots(figsize=(7, 3.4), constrained_layout=True)
+    for system, points in curves.items():
+        axes.plot(*zip(*sorted(points)), marker="o", markersize=3, linewidth=2 if system == "spanpool" else 1.2,
+                  color=COLORS.get(system), label=system)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    sizes = sorted({size for points in curves.values() for size, _ in points})
+    axes.set_xticks(sizes, ["%dM" % (size >> 20) if size >= 1 << 20 else
+                            "%dK" % (size >> 10) if size >= 1024 else "%d" % size for size in sizes])
+    axes.set_xlabel("bytes")
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_title(title, loc="left")
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+# Suite, metric, what the cases' names begin with, file, title.
+BY_SIZE = [
+    ("payload", "gb_per_s", "", "payload.svg", "GB/s of a gRPC call's payload, by its size (log)"),
+    ("alloc", "ns_per_pair", "pair_", "alloc.svg", "nanoseconds to allocate and free a block, by its size (log)"),
+]
+
+
 def draw(report, series, folder):
     """Returns the paths of the plots written."""
     paths = []
+    for suite, metric, prefix, name, title in BY_SIZE:
+        curves = figures(report, suite, metric, prefix)
+        if curves:
+            paths.append(os.path.join(folder, name))
+            draw_by_size(curves, title, paths[-1])
     if series and COURSE in series:
         paths.append(os.path.join(folder, "fragmentation.svg"))
         draw_fragmentation(report, series, paths[-1])

@@ -1,4 +1,4 @@
-#include "client/grpc_payload.h"
+#include "spanpool/grpc_payload.h"
 
 #include <algorithm>
 #include <chrono>

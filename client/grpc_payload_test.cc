@@ -1,7 +1,7 @@
 // Client and server in one process, each with a session of its own: a process each, as far as
 // references go. Real processes and their deaths are in tests/grpc_payload_test.cc.
 
-#include "client/grpc_payload.h"
+#include "spanpool/grpc_payload.h"
 
 #include <grpcpp/create_channel_posix.h>
 #include <grpcpp/server_posix.h>

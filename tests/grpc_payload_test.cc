@@ -1,7 +1,7 @@
 // Payloads by handle between real processes that die. This program is also the server
 // (`serve ADDRESS`) and a client to be killed (`call ADDRESS`).
 
-#include "client/grpc_payload.h"
+#include "spanpool/grpc_payload.h"
 
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -34,6 +34,8 @@ using payload_test::AddReply;
 using payload_test::AddRequest;
 
 constexpr size_t kBytes = 1 << 20;
+// The server stops, as by SIGSTOP, when it has received a payload of these.
+constexpr std::byte kStop{255};
 
 class AdderService final : public Adder::Service {
  public:
@@ -43,6 +45,7 @@ class AdderService final : public Adder::Service {
     ReceivedPayload payload;
     grpc::Status received = receiver_.Receive(context, request->payload(), &payload);
     if (!received.ok()) return received;
+    if (payload.span()[0] == kStop) raise(SIGSTOP);
     reply->set_sum(std::accumulate(
         payload.span().begin(), payload.span().end(), uint64_t{0},
         [](uint64_t sum, std::byte byte) { return sum + std::to_integer<uint8_t>(byte); }));
@@ -133,6 +136,27 @@ class GrpcPayloadProcesses : public ::testing::Test {
     EXPECT_TRUE(buffer.ok()) << buffer.status();
     return *std::move(buffer);
   }
+  // Calls with a payload of kStop; cancels when the server has stopped. Returns what is left then.
+  static Buffer AddUntilItStops(Process& server, Adder::Stub& stub, PayloadSender& sender,
+                                Buffer&& buffer) {
+    std::atomic<grpc::ClientContext*> under_way{nullptr};
+    grpc::Status status;
+    std::thread caller([&] {
+      AddRequest request;
+      AddReply reply;
+      status = sender.Call(std::move(buffer), request.mutable_payload(),
+                           [&](grpc::ClientContext* context) {
+                             under_way.store(context);
+                             return stub.Add(context, request, &reply);
+                           });
+    });
+    EXPECT_TRUE(server.StopsBeforeLine());
+    while (under_way.load() == nullptr) std::this_thread::yield();
+    under_way.load()->TryCancel();
+    caller.join();
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::CANCELLED) << status.error_message();
+    return std::move(buffer);
+  }
   static bool Holds(const Buffer& buffer, std::byte value) {
     return buffer.size() == kBytes &&
            std::all_of(buffer.span().begin(), buffer.span().end(),
@@ -171,6 +195,45 @@ TEST_F(GrpcPayloadProcesses, AServerThatIsKilledInACallLosesNothing) {
     EXPECT_TRUE(Holds(buffer, value));
     server->Wait();
   }
+  session_.reset();
+  EXPECT_TRUE(daemon_.EventuallyEmpty());
+}
+
+TEST_F(GrpcPayloadProcesses, AStoppedServerKeepsNobodyWaiting) {
+  const std::unique_ptr<Process> server = StartServer();
+  const auto stub = Connect(address_);
+  PayloadSender sender;
+  AddReply reply;
+  ASSERT_TRUE(Add(*stub, sender, MustFill(std::byte{1}), &reply).ok());
+
+  // Stopped before the call: it will find the call when it goes on, long after it was given up.
+  server->Signal(SIGSTOP);
+  EXPECT_TRUE(server->StopsBeforeLine());
+  Buffer buffer = MustFill(std::byte{2});
+  grpc::Status status = Add(*stub, sender, std::move(buffer), &reply, absl::Milliseconds(200));
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED) << status.error_message();
+  EXPECT_TRUE(Holds(buffer, std::byte{2}));
+  EXPECT_EQ(buffer.readers(), 0u);
+  server->Signal(SIGCONT);
+  // The same block again: whatever becomes of the late call, this one has a reference of its own.
+  ASSERT_TRUE(Add(*stub, sender, std::move(buffer), &reply).ok());
+  EXPECT_EQ(reply.sum(), 2 * kBytes);
+  EXPECT_EQ(reply.in_pool(), 1u);
+
+  // Stopped with the payload in its hands: then it has it, and we have it, too.
+  buffer = AddUntilItStops(*server, *stub, sender, MustFill(kStop));
+  EXPECT_EQ(buffer.readers(), 1u);
+  EXPECT_TRUE(Holds(buffer, kStop));
+  server->Signal(SIGCONT);
+  EXPECT_TRUE(buffer.AwaitNoReaders(absl::Now() + absl::Minutes(1)).ok());
+
+  // And if it never goes on, it is the last to let go: when it is killed.
+  buffer = AddUntilItStops(*server, *stub, sender, std::move(buffer));
+  EXPECT_EQ(buffer.readers(), 1u);
+  buffer = Buffer();
+  server->Signal(SIGKILL);
+  server->Wait();
+  EXPECT_TRUE(daemon_.EventuallyReaped(1));
   session_.reset();
   EXPECT_TRUE(daemon_.EventuallyEmpty());
 }

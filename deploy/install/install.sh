@@ -26,7 +26,11 @@ ln -sf "libspanpool.so.$version" "$stage/$libdir/libspanpool.so.$abi"
 ln -sf "libspanpool.so.$abi" "$stage/$libdir/libspanpool.so"
 install -D -m 644 -t "$stage/$libdir" "$built/deploy/install/libspanpool.a"
 strip --strip-debug "$stage/$libdir/libspanpool.a"
+install -D -m 644 -t "$stage/$libdir" "$built/deploy/install/libspanpool_grpc.a"
+strip --strip-debug "$stage/$libdir/libspanpool_grpc.a"
 install -D -m 644 -t "$stage/include/spanpool" client/spanpool/*.h
+install -D -m 644 -t "$stage/include/spanpool/v1" proto/spanpool/v1/payload.proto \
+  "$built/proto/spanpool/v1/payload.pb.h"
 
 # help2man makes a page of what --help says.
 manual() {  # manual BINARY SECTION NAME
@@ -44,9 +48,11 @@ fill() {  # fill TEMPLATE FILE
   sed -e "s#@VERSION@#$version#g" -e "s#@ABI@#$abi#g" -e "s#@LIBDIR@#$libdir#g" -e "s#@UP@#$up#g" \
     -e "s#@ABSEIL@#$(pkg-config --modversion absl_status)#g" \
     -e "s#@NGHTTP2@#$(pkg-config --modversion libnghttp2)#g" \
+    -e "s#@GRPC@#$(pkg-config --modversion grpc++)#g" \
     -e "s#@PROTOBUF@#$(pkg-config --modversion protobuf)#g" "$templates/$1" >"$2"
   chmod 644 "$2"
 }
 fill spanpool.pc.in "$stage/$libdir/pkgconfig/spanpool.pc"
+fill spanpool-grpc.pc.in "$stage/$libdir/pkgconfig/spanpool-grpc.pc"
 fill spanpoolConfig.cmake.in "$stage/$libdir/cmake/spanpool/spanpoolConfig.cmake"
 fill spanpoolConfigVersion.cmake.in "$stage/$libdir/cmake/spanpool/spanpoolConfigVersion.cmake"

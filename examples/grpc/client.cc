@@ -11,8 +11,8 @@
 #include <iostream>
 #include <utility>
 
-#include "client/grpc_payload.h"
 #include "examples/grpc/brightness.grpc.pb.h"
+#include "spanpool/grpc_payload.h"
 #include "spanpool/spanpool.h"
 
 namespace {
@@ -40,6 +40,7 @@ int main(int argc, char** argv) {
     const grpc::Status status =
         sender.Call(*std::move(image), request.mutable_image(), [&](grpc::ClientContext* context) {
           context->set_deadline(deadline);
+          context->set_wait_for_ready(true);  // the server may start later than we
           return stub->Measure(context, request, &reply);
         });
     // The image is still there: it could be sent to another server now.

@@ -9,8 +9,8 @@
 #include <memory>
 #include <numeric>
 
-#include "client/grpc_payload.h"
 #include "examples/grpc/brightness.grpc.pb.h"
+#include "spanpool/grpc_payload.h"
 #include "spanpool/spanpool.h"
 
 namespace {

@@ -1,65 +1,66 @@
 // camera → filter → writer: three processes, and frames that are drawn, inverted and written to a
-// file without ever being copied from one process to the next.
+// file without ever being copied from one process to the next. They may start in any order.
 //
-//   pipeline writer FILE             prints the handle of the channel it takes frames from
-//   pipeline filter WRITER           prints that of its own
-//   pipeline camera FILTER FRAMES    sends so many frames and closes the channel: all three end
+//   pipeline camera FRAMES | pipeline filter | pipeline writer FILE
 
 #include <cstdint>
+#include <cstdlib>
 #include <fstream>
 #include <iostream>
 #include <iterator>
 #include <memory>
-#include <string>
 #include <string_view>
+#include <utility>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/strings/numbers.h"
-#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
 #include "spanpool/spanpool.h"
 
 namespace {
 
-using ChannelOr = absl::StatusOr<std::unique_ptr<spanpool::Channel>>;
-
-// A stage that is slower than the one before it makes that one wait, once so many frames are
-// queued.
-constexpr uint32_t kQueue = 4;
+using spanpool::Buffer;
+using spanpool::Channel;
+using spanpool::Session;
 
 struct Frame {
-  uint64_t number;
   uint8_t pixels[480][640];
 };
 
-// The frame in a buffer. Who sent it is another program: look before you cast.
-absl::StatusOr<Frame*> FrameIn(spanpool::Buffer& buffer) {
-  if (buffer.size() == sizeof(Frame)) return reinterpret_cast<Frame*>(buffer.data());
-  return absl::InvalidArgumentError(absl::StrCat(buffer.size(), " bytes are no frame"));
-}
-
-ChannelOr OpenChannel(spanpool::Session& session, std::string_view text) {
-  const absl::StatusOr<spanpool::Handle> handle = spanpool::Handle::Parse(text);
-  if (!handle.ok()) return handle.status();
-  return spanpool::Channel::Open(session, *handle);
-}
-
-ChannelOr CreateChannel(spanpool::Session& session) {
-  ChannelOr channel = spanpool::Channel::Create(session, kQueue);
-  if (channel.ok()) std::cout << (*channel)->handle().ToString() << std::endl;
-  return channel;
-}
-
-absl::Status RunCamera(spanpool::Session& session, std::string_view filter, uint64_t frames) {
-  const ChannelOr out = OpenChannel(session, filter);
-  if (!out.ok()) return out.status();
-  for (uint64_t number = 0; number < frames; ++number) {
-    absl::StatusOr<spanpool::Buffer> buffer = session.Allocate(sizeof(Frame));
+// Who takes frames makes a channel for them, and calls `work` until its senders have closed it.
+absl::Status ForEachFrame(Session& session, std::string_view name,
+                          absl::FunctionRef<absl::Status(Frame& frame, Buffer buffer)> work) {
+  const auto in = Channel::Create(session, 4);  // whoever sends a fifth frame waits
+  if (!in.ok()) return in.status();
+  absl::Status status = session.Publish(name, (*in)->block(), {.replace = true});
+  while (status.ok()) {
+    absl::StatusOr<Buffer> buffer = (*in)->Receive();
+    if (absl::IsOutOfRange(buffer.status())) break;  // that was the last
     if (!buffer.ok()) return buffer.status();
+    // Who sent it is another program: look before you cast.
+    if (buffer->size() != sizeof(Frame)) return absl::InvalidArgumentError("this is no frame");
     auto* const frame = reinterpret_cast<Frame*>(buffer->data());
-    frame->number = number;
-    for (auto& row : frame->pixels) {
-      for (uint64_t x = 0; x < std::size(row); ++x) row[x] = static_cast<uint8_t>(x + number);
+    status = work(*frame, *std::move(buffer));
+  }
+  return status;
+}
+
+// Who sends frames finds the channel by its name, or waits for that.
+absl::StatusOr<std::unique_ptr<Channel>> FindChannel(Session& session, std::string_view name) {
+  absl::StatusOr<Buffer> block = session.Open(name, absl::InfiniteFuture());
+  if (!block.ok()) return block.status();
+  return Channel::Open(*std::move(block));
+}
+
+absl::Status RunCamera(Session& session, int frames) {
+  const auto out = FindChannel(session, "pipeline/filter");
+  if (!out.ok()) return out.status();
+  for (int number = 0; number < frames; ++number) {
+    absl::StatusOr<Buffer> buffer = session.Allocate(sizeof(Frame));
+    if (!buffer.ok()) return buffer.status();
+    for (auto& row : reinterpret_cast<Frame*>(buffer->data())->pixels) {
+      for (size_t x = 0; x < std::size(row); ++x) row[x] = static_cast<uint8_t>(x + number);
     }
     // The block is the filter's from here on; this process may end before it was even looked at.
     if (absl::Status sent = (*out)->Send(*std::move(buffer)); !sent.ok()) return sent;
@@ -67,63 +68,43 @@ absl::Status RunCamera(spanpool::Session& session, std::string_view filter, uint
   return (*out)->Close();
 }
 
-absl::Status RunFilter(spanpool::Session& session, std::string_view writer) {
-  const ChannelOr out = OpenChannel(session, writer);
+absl::Status RunFilter(Session& session) {
+  const auto out = FindChannel(session, "pipeline/writer");
   if (!out.ok()) return out.status();
-  const ChannelOr in = CreateChannel(session);
-  if (!in.ok()) return in.status();
-  for (;;) {
-    absl::StatusOr<spanpool::Buffer> buffer = (*in)->Receive();
-    if (absl::IsOutOfRange(buffer.status())) return (*out)->Close();  // that was the last
-    if (!buffer.ok()) return buffer.status();
-    const absl::StatusOr<Frame*> frame = FrameIn(*buffer);
-    if (!frame.ok()) return frame.status();
-    // In place: whoever received a frame is its only owner.
-    for (auto& row : (*frame)->pixels) {
-      for (uint8_t& pixel : row) pixel = static_cast<uint8_t>(255 - pixel);
-    }
-    if (absl::Status sent = (*out)->Send(*std::move(buffer)); !sent.ok()) return sent;
-  }
+  absl::Status status =
+      ForEachFrame(session, "pipeline/filter", [&out](Frame& frame, Buffer buffer) {
+        for (auto& row : frame.pixels) {  // in place: whoever received a frame is its only owner
+          for (uint8_t& pixel : row) pixel = static_cast<uint8_t>(255 - pixel);
+        }
+        return (*out)->Send(std::move(buffer));
+      });
+  return status.ok() ? (*out)->Close() : status;
 }
 
-// Writes grey images in the PGM format, one after the other.
-absl::Status RunWriter(spanpool::Session& session, const std::string& path) {
-  const ChannelOr in = CreateChannel(session);
-  if (!in.ok()) return in.status();
+absl::Status RunWriter(Session& session, const char* path) {
   std::ofstream file(path, std::ios::binary);
-  uint64_t frames = 0;
-  for (;; ++frames) {
-    absl::StatusOr<spanpool::Buffer> buffer = (*in)->Receive();
-    if (absl::IsOutOfRange(buffer.status())) break;
-    if (!buffer.ok()) return buffer.status();
-    const absl::StatusOr<Frame*> frame = FrameIn(*buffer);
-    if (!frame.ok()) return frame.status();
-    file << "P5\n640 480\n255\n";
-    file.write(reinterpret_cast<const char*>((*frame)->pixels), sizeof((*frame)->pixels));
-  }  // the buffer goes, and the camera may have its block again
-  if (!file.flush()) return absl::DataLossError(absl::StrCat("cannot write ", path));
-  std::cout << "wrote " << frames << " frames" << std::endl;
-  return absl::OkStatus();
+  return ForEachFrame(session, "pipeline/writer", [&file](Frame& frame, const Buffer&) {
+    file << "P5\n640 480\n255\n";  // grey images in the PGM format, one after the other
+    file.write(reinterpret_cast<const char*>(frame.pixels), sizeof(frame.pixels)).flush();
+    return file ? absl::OkStatus() : absl::DataLossError("cannot write to the file");
+  });
 }
 
-absl::Status Run(std::string_view stage, const std::string& argument, uint64_t frames) {
-  const auto session = spanpool::Session::Attach({});
+absl::Status Run(std::string_view stage, const char* argument) {
+  const auto session = Session::Attach({});
   if (!session.ok()) return session.status();
-  if (stage == "camera") return RunCamera(**session, argument, frames);
-  return stage == "filter" ? RunFilter(**session, argument) : RunWriter(**session, argument);
+  if (stage == "camera") return RunCamera(**session, std::atoi(argument));
+  return stage == "filter" ? RunFilter(**session) : RunWriter(**session, argument);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   const std::string_view stage = argc < 2 ? "" : argv[1];
-  uint64_t frames = 0;
-  if (!(argc == 3 && (stage == "filter" || stage == "writer")) &&
-      !(argc == 4 && stage == "camera" && absl::SimpleAtoi(argv[3], &frames))) {
-    std::cerr << "usage: pipeline writer FILE | filter WRITER | camera FILTER FRAMES\n";
-    return 2;
+  if (stage == "filter" ? argc != 2 : argc != 3 || (stage != "camera" && stage != "writer")) {
+    return std::cerr << "usage: pipeline camera FRAMES | filter | writer FILE\n", 2;
   }
-  const absl::Status status = Run(stage, argv[2], frames);
+  const absl::Status status = Run(stage, argv[argc - 1]);
   if (!status.ok()) std::cerr << "pipeline " << stage << ": " << status << "\n";
   return status.ok() ? 0 : 1;
 }

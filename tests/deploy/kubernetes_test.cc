@@ -154,7 +154,7 @@ class Podman {
     std::ofstream(folder_ + "/containers.conf")
         << "[containers]\ndefault_ulimits = [\"nofile=" << files.rlim_max << ":" << files.rlim_max
         << "\", \"nproc=4096:4096\"]\n[engine]\ncgroup_manager = \"cgroupfs\"\n"
-        << "events_logger = \"file\"\nruntime = \"runc\"\n";
+        << "events_logger = \"file\"\nlock_type = \"file\"\nruntime = \"runc\"\n";
   }
   ~Podman() {
     Run("pod rm -af -t 0");

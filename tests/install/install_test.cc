@@ -48,8 +48,10 @@ class Install : public ::testing::Test {
         Shell(absl::StrCat("cd ", Runfile(""), " && deploy/install/install.sh . ", *folder_,
                            "/first && mv ", *folder_, "/first ", prefix()));
     ASSERT_TRUE(installed.ok()) << installed;
-    fs::copy(Runfile("tests/install/stranger"), folder("project"),
-             fs::copy_options::recursive | fs::copy_options::copy_symlinks);
+    for (const std::string project : {"stranger", "stranger_grpc"}) {
+      fs::copy(Runfile("tests/install/" + project), folder(project),
+               fs::copy_options::recursive | fs::copy_options::copy_symlinks);
+    }
     setenv("CMAKE_PREFIX_PATH", prefix().c_str(), 1);
     setenv("PKG_CONFIG_PATH", (prefix() + "/lib/pkgconfig").c_str(), 1);
     // The installed daemon, not the one beside the test.
@@ -78,7 +80,11 @@ std::unique_ptr<Process>* Install::daemon_;
 
 TEST_F(Install, TheHeadersAreThePublicOnes) {
   EXPECT_EQ(FileNames(prefix() + "/include"), std::set<std::string>{"spanpool"});
-  EXPECT_EQ(FileNames(prefix() + "/include/spanpool"), FileNames(Runfile("client/spanpool")));
+  std::set<std::string> names = FileNames(Runfile("client/spanpool"));
+  names.insert("v1");
+  EXPECT_EQ(FileNames(prefix() + "/include/spanpool"), names);
+  EXPECT_EQ(FileNames(prefix() + "/include/spanpool/v1"),
+            (std::set<std::string>{"payload.pb.h", "payload.proto"}));
 }
 
 TEST_F(Install, EveryHeaderCompilesByItself) {
@@ -91,7 +97,7 @@ TEST_F(Install, EveryHeaderCompilesByItself) {
         " -Wall -Wextra -Wpedantic -Wshadow -Werror -fsyntax-only -x c++ ", flags, " -"));
     EXPECT_TRUE(compiled.ok()) << header << ", " << standard << ": " << compiled;
   };
-  for (const std::string& header : FileNames(prefix() + "/include/spanpool")) {
+  for (const std::string& header : FileNames(Runfile("client/spanpool"))) {
     compile(header, "c++20");
   }
   compile("spanpool.h", "c++23");
@@ -100,7 +106,7 @@ TEST_F(Install, EveryHeaderCompilesByItself) {
 TEST_F(Install, ACMakeProjectBuildsAndRuns) {
   const std::string build = folder("cmake");
   const ShellResult built =
-      Shell(absl::StrCat("cmake -S ", folder("project"), " -B ", build,
+      Shell(absl::StrCat("cmake -S ", folder("stranger"), " -B ", build,
                          " -DCMAKE_BUILD_TYPE=Release && cmake --build ", build, " --parallel 2"));
   ASSERT_TRUE(built.ok()) << built;
   for (const char* program : {"/program", "/program_static"}) {
@@ -118,9 +124,23 @@ TEST_F(Install, ACMakeProjectBuildsAndRuns) {
               Not(HasSubstr("libspanpool")));
 }
 
+TEST_F(Install, AServiceWithPayloadsBuildsAndRuns) {
+  const std::string project = folder("stranger_grpc");
+  const std::string build = folder("cmake-grpc");
+  const ShellResult cmake = Shell(absl::StrCat(
+      "cmake -S ", project, " -B ", build, " -DCMAKE_BUILD_TYPE=Release && ", "cmake --build ",
+      build, " --parallel 2 && ", build, "/program ", build, "/socket"));
+  EXPECT_TRUE(cmake.ok()) << cmake;
+  EXPECT_THAT(cmake.output, HasSubstr("3145728 by handle\n"));
+  const ShellResult make = Shell(
+      absl::StrCat("make -j 2 -C ", project, " && ", project, "/program ", project, "/socket"));
+  EXPECT_TRUE(make.ok()) << make;
+  EXPECT_THAT(make.output, HasSubstr("3145728 by handle\n"));
+}
+
 TEST_F(Install, CMakeTakesTheStaticLibraryWhenToldTo) {
   const std::string build = folder("cmake-static");
-  const ShellResult built = Shell(absl::StrCat("cmake -S ", folder("project"), " -B ", build,
+  const ShellResult built = Shell(absl::StrCat("cmake -S ", folder("stranger"), " -B ", build,
                                                " -Dspanpool_USE_STATIC_LIBS=ON && ",
                                                "cmake --build ", build, " --target program"));
   ASSERT_TRUE(built.ok()) << built;
@@ -146,7 +166,7 @@ TEST_F(Install, CMakeRefusesAnotherSeriesOfVersions) {
 
 TEST_F(Install, AMakefileProjectBuildsAndRuns) {
   const std::string build = folder("make");
-  fs::copy(folder("project"), build);
+  fs::copy(folder("stranger"), build);
   const ShellResult built = Shell("make -C " + build);
   ASSERT_TRUE(built.ok()) << built;
   for (const char* program : {"/program", "/program_static"}) {
@@ -176,9 +196,9 @@ TEST_F(Install, TheListOfSymbolsHasALineForEveryHeader) {
   }
 }
 
-TEST_F(Install, TheStaticLibraryDefinesNamesOfItsOwnOnly) {
+TEST_F(Install, TheStaticLibrariesDefineNamesOfTheirOwnOnly) {
   // Strong symbols; weak ones are everybody's templates and inline functions.
-  const ShellResult symbols = Shell("nm -gC --defined-only " + prefix() + "/lib/libspanpool.a");
+  const ShellResult symbols = Shell("nm -gC --defined-only " + prefix() + "/lib/libspanpool*.a");
   ASSERT_TRUE(symbols.ok()) << symbols;
   const std::regex strong(R"(\w+ [TDBR] (.*))");
   for (absl::string_view line : absl::StrSplit(symbols.output, '\n', absl::SkipEmpty())) {

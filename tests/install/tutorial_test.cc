@@ -11,29 +11,12 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "tests/support/document.h"
 #include "tests/support/process.h"
 #include "tests/support/shell.h"
 
 namespace spanpool::testing {
 namespace {
-
-// What stands in fenced blocks of one language, in order.
-std::vector<std::string> Blocks(const std::string& path, const std::string& language) {
-  std::ifstream page(path);
-  std::vector<std::string> blocks;
-  bool inside = false;
-  for (std::string line; std::getline(page, line);) {
-    if (inside && line == "```") {
-      inside = false;
-    } else if (inside) {
-      absl::StrAppend(&blocks.back(), line, "\n");
-    } else if (line == absl::StrCat("```", language)) {
-      inside = true;
-      blocks.emplace_back();
-    }
-  }
-  return blocks;
-}
 
 TEST(Tutorial, DoesWhatItSays) {
   const std::string page = Runfile("docs/tutorial.md");

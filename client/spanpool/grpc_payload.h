@@ -44,14 +44,20 @@
 // **Deadlines** and cancellation are the call's. Both tries of it should have one deadline, not one
 // timeout each.
 //
+// **Requests only.** Nobody can make a reply again, with the bytes, for a client that could not
+// open a handle, and a handler has gone when its reply arrives. A service whose replies are large
+// lets its clients call with a name or a channel of theirs to have results published or sent.
+//
 // **Security.** Whoever may call a service from this host can name blocks to it, those that others
 // share in its pool included. A handle is hard to guess, but no secret: a service that must not be
 // fooled checks who calls, or is attached to a pool that only its callers are in.
 //
-// No part of the library, which uses no gRPC: Bazel target //client:grpc_payload.
+// A library of its own, for who uses gRPC already; libspanpool does not. Installed: the component
+// `grpc` of the CMake package (spanpool::grpc), pkg-config module spanpool-grpc. In this
+// repository: Bazel target //client:grpc_payload.
 
-#ifndef SPANPOOL_CLIENT_GRPC_PAYLOAD_H_
-#define SPANPOOL_CLIENT_GRPC_PAYLOAD_H_
+#ifndef SPANPOOL_GRPC_PAYLOAD_H_
+#define SPANPOOL_GRPC_PAYLOAD_H_
 
 #include <grpcpp/grpcpp.h>
 
@@ -202,4 +208,4 @@ class PayloadReceiver {
 
 }  // namespace spanpool
 
-#endif  // SPANPOOL_CLIENT_GRPC_PAYLOAD_H_
+#endif  // SPANPOOL_GRPC_PAYLOAD_H_

@@ -30,6 +30,24 @@
 
 namespace spanpool::internal {
 
+// Where the block tables of all arenas are, mapped or not.
+class BlockTables {
+ public:
+  explicit BlockTables(uintptr_t first) : first_(first) {}
+
+  // Both require that the arena is mapped.
+  layout::BlockTable& Of(ArenaIndex arena) const {
+    return *reinterpret_cast<layout::BlockTable*>(first_ +
+                                                  arena.value() * layout::kBlockTableBytes);
+  }
+  layout::SharedWord& WordOf(GranuleId granule) const {
+    return layout::WordOf(Of(ArenaOf(granule)), granule);
+  }
+
+ private:
+  uintptr_t first_;
+};
+
 class AddressRange {
  public:
   // Reserves room for offsets below `address_bytes`, at most 2^44. `source` outlives the range.
@@ -60,7 +78,11 @@ class AddressRange {
     return (mapped_[arena.value() / 64].load(std::memory_order_acquire) >> (arena.value() % 64)) &
            1;
   }
-  // Whether [offset, offset + bytes) lies within the range; any values are allowed.
+  // Whether [offset, offset + length), which the range covers, lies in one mapped arena.
+  bool IsMapped(PoolOffset offset, uint64_t length) const {
+    return offset.value() % kArenaBytes + length <= kArenaBytes && IsMapped(ArenaOf(offset));
+  }
+  // Whether [offset, offset + length) lies within the range; any values are allowed.
   bool Covers(PoolOffset offset, uint64_t length) const {
     return offset.value() < bytes() && length <= bytes() - offset.value();
   }
@@ -72,11 +94,7 @@ class AddressRange {
   //   UNAVAILABLE         the daemon did not answer
   absl::Status EnsureMapped(PoolOffset offset, uint64_t length) {
     if (ABSL_PREDICT_TRUE(Covers(offset, length))) {
-      const ArenaIndex first = ArenaOf(offset);
-      if (ABSL_PREDICT_TRUE(offset.value() % kArenaBytes + length <= kArenaBytes &&
-                            IsMapped(first))) {
-        return absl::OkStatus();
-      }
+      if (ABSL_PREDICT_TRUE(IsMapped(offset, length))) return absl::OkStatus();
     }
     return MapMissing(offset, length);
   }
@@ -85,14 +103,10 @@ class AddressRange {
   // hint, which may fail.
   void Prefault(PoolOffset offset, uint64_t length);
 
+  BlockTables tables() const { return BlockTables(tables_); }
   // Requires IsMapped(arena).
-  layout::BlockTable& TableOf(ArenaIndex arena) const {
-    return *reinterpret_cast<layout::BlockTable*>(tables_ +
-                                                  arena.value() * layout::kBlockTableBytes);
-  }
-  layout::SharedWord& WordOf(GranuleId granule) const {
-    return layout::WordOf(TableOf(ArenaOf(granule)), granule);
-  }
+  layout::BlockTable& TableOf(ArenaIndex arena) const { return tables().Of(arena); }
+  layout::SharedWord& WordOf(GranuleId granule) const { return tables().WordOf(granule); }
 
  private:
   AddressRange(uint32_t arenas, bool writable, SpanSource* source);

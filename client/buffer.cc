@@ -52,25 +52,39 @@ absl::Status Empty() { return absl::FailedPreconditionError("the buffer is empty
 
 }  // namespace
 
-void Buffer::Release() {
-  internal::SessionCore* const core = std::exchange(core_, nullptr);
-  void* const data = std::exchange(data_, nullptr);
-  uintptr_t holding = holding_.load(std::memory_order_acquire);
-  holding_.store(0, std::memory_order_relaxed);
-  size_ = 0;
-  if (Joint* const joint = JointOf(holding); joint != nullptr && !joint->Leave(&holding)) {
+namespace internal {
+
+void* TakeBlock(SessionCore* core, size_t bytes) { return core->TakeBlock(bytes); }
+
+uintptr_t ShareBlock(SessionCore* core, void* data, size_t size, Handle* handle) {
+  return core->TryShare(data, size, handle);
+}
+
+namespace {
+
+ABSL_ATTRIBUTE_NOINLINE void DropJoint(SessionCore* core, void* data, uintptr_t holding) {
+  if (JointOf(holding)->Leave(&holding)) {
+    core->Release(holding, data);
+  } else {
     core->LeaveTo();
-    return;
   }
+}
+
+}  // namespace
+
+void DropBlock(SessionCore* core, void* data, uintptr_t holding) {
+  if (ABSL_PREDICT_FALSE(JointOf(holding) != nullptr)) return DropJoint(core, data, holding);
   core->Release(holding, data);
 }
+
+}  // namespace internal
 
 absl::Status Buffer::Trim(size_t bytes) {
   if (bytes == 0 || bytes > size_) {
     return absl::InvalidArgumentError(
         absl::StrCat("a buffer of ", size_, " bytes cannot be trimmed to ", bytes));
   }
-  uintptr_t holding = holding_.load(std::memory_order_acquire);
+  uintptr_t holding = holding_;
   if (Joint* const joint = JointOf(holding); joint != nullptr) {
     RankedMutexLock lock(&joint->mu);
     holding = joint->holding;
@@ -82,9 +96,9 @@ absl::Status Buffer::Trim(size_t bytes) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<Handle> Buffer::Share() {
+absl::StatusOr<Handle> Buffer::ShareSlowly() {
   if (core_ == nullptr) return Empty();
-  const uintptr_t holding = holding_.load(std::memory_order_acquire);
+  const uintptr_t holding = holding_;
   if (Joint* const joint = JointOf(holding); joint != nullptr) {
     RankedMutexLock lock(&joint->mu);
     if (joint->holding == 0) {
@@ -103,15 +117,15 @@ absl::StatusOr<Handle> Buffer::Share() {
   uintptr_t held;
   Handle handle;
   absl::Status shared = core_->Share(data_, size_, &held, &handle);
-  if (ABSL_PREDICT_FALSE(!shared.ok())) return shared;
-  holding_.store(held, std::memory_order_release);
+  if (!shared.ok()) return shared;
+  holding_ = held;
   return handle;
 }
 
 absl::StatusOr<Handle> Buffer::Send() && {
   if (core_ == nullptr) return Empty();
   absl::StatusOr<Handle> handle;
-  uintptr_t holding = holding_.load(std::memory_order_acquire);
+  uintptr_t holding = holding_;
   if (Joint* const joint = JointOf(holding); joint != nullptr) {
     // The others keep what they have; what travels is a reference of this buffer's own.
     handle = Share();
@@ -138,12 +152,12 @@ absl::StatusOr<Handle> Buffer::Send() && {
   core_ = nullptr;
   data_ = nullptr;
   size_ = 0;
-  holding_.store(0, std::memory_order_relaxed);
+  holding_ = 0;
   return handle;
 }
 
 bool Buffer::IsShared() const {
-  uintptr_t holding = holding_.load(std::memory_order_acquire);
+  uintptr_t holding = HoldingRef().load(std::memory_order_acquire);
   if (Joint* const joint = JointOf(holding); joint != nullptr) {
     RankedMutexLock lock(&joint->mu);
     holding = joint->holding;
@@ -175,14 +189,14 @@ absl::Status Buffer::AwaitNoReaders(absl::Time deadline) const {
 
 Buffer Buffer::Ref() const {
   if (core_ == nullptr) return Buffer();
-  uintptr_t holding = holding_.load(std::memory_order_acquire);
+  uintptr_t holding = HoldingRef().load(std::memory_order_acquire);
   Joint* joint = JointOf(holding);
   if (joint == nullptr) {
     auto* const mine = new Joint(holding, size_);
     const auto bits = reinterpret_cast<uintptr_t>(mine);
     // acq_rel: const methods may run at once; one of them makes the Joint, all see it whole.
-    if (holding_.compare_exchange_strong(holding, bits, std::memory_order_acq_rel,
-                                         std::memory_order_acquire)) {
+    if (HoldingRef().compare_exchange_strong(holding, bits, std::memory_order_acq_rel,
+                                             std::memory_order_acquire)) {
       joint = mine;
     } else {
       delete mine;
@@ -192,7 +206,7 @@ Buffer Buffer::Ref() const {
   // relaxed: this buffer is an owner meanwhile.
   joint->owners.fetch_add(1, std::memory_order_relaxed);
   core_->AddOwner();
-  return Buffer(core_, reinterpret_cast<uintptr_t>(joint), data_, size_);
+  return Buffer(internal::BufferKey(), core_, reinterpret_cast<uintptr_t>(joint), data_, size_);
 }
 
 }  // namespace spanpool

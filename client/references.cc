@@ -64,6 +64,7 @@ References::References(uint32_t incarnation, layout::SessionSegment* segment,
       slot_words_(layout::SlotsOf(segment)),
       notes_(layout::NotesOf(segment)),
       range_(range),
+      tables_(range->tables()),
       cache_(cache),
       deferred_(std::move(deferred)),
       slots_(segment, slot_capacity) {}
@@ -73,10 +74,15 @@ absl::Status References::NoSlot() {
       "this process holds as many references to shared blocks as there can be; drop Buffers first");
 }
 
-absl::Status References::NotPrivate(SlotStocks::Stock& mine, uint32_t slot, GranuleId granule,
-                                    BlockWord word) {
+bool References::GiveUpSharing(SlotStocks::Stock& mine, uint32_t slot) {
   layout::FreeSlot(SlotAt(slot));
   slots_.Give(mine, slot);
+  return false;
+}
+
+absl::Status References::NotPrivate(SlotStocks::Stock& mine, uint32_t slot, GranuleId granule,
+                                    BlockWord word) {
+  (void)GiveUpSharing(mine, slot);
   return WrittenOver(granule, word, "is not private although this process owns it");
 }
 
@@ -89,21 +95,33 @@ uint32_t References::slots_in_use() {
   return in_use;
 }
 
-void References::StoreLongLength(PoolOffset offset, uint64_t length) {
-  SPANPOOL_STEP("share.length");
-  layout::LengthOf(range_->TableOf(ArenaOf(offset)), PageOf(offset))
-      .store(length, std::memory_order_release);
+absl::Status References::Share(PoolOffset offset, uint64_t length, Held* held, HandleBits* handle) {
+  SlotStocks::Stock& mine = slots_.Mine();
+  const uint32_t slot = slots_.Take(mine);
+  if (slot == SlotStocks::kNoSlot) return NoSlot();
+  const GranuleId granule = GranuleOf(offset);
+  BlockWord word(tables_.WordOf(granule).load(std::memory_order_acquire));
+  while (word.is_private()) {
+    if (!ShareAs(slot, offset, length, &word)) continue;
+    mine.CountShare();
+    *handle = HandleOf(offset, length, word);
+    *held = Held(slot, /*owned=*/true);
+    return absl::OkStatus();
+  }
+  return NotPrivate(mine, slot, granule, word);
 }
 
-absl::Status References::OpenSlotSlowly(SlotStocks::Stock& mine, PoolOffset offset,
-                                        uint64_t generation, layout::Opening opening, uint32_t slot,
-                                        bool* taken) {
+absl::StatusOr<References::Opened> References::OpenSlot(PoolOffset offset, uint64_t generation) {
   const GranuleId granule = GranuleOf(offset);
-  layout::SharedWord& shared = range_->WordOf(granule);
+  layout::SharedWord& shared = tables_.WordOf(granule);
+  SlotStocks::Stock& mine = slots_.Mine();
+  const uint32_t slot = slots_.Take(mine);
+  if (slot == SlotStocks::kNoSlot) return NoSlot();
   FrozenWait wait;
-  while (opening.result == OpenResult::kFrozen && wait.Again()) {
+  layout::Opening opening;
+  do {
     opening = layout::OpenBlock(SlotAt(slot), shared, granule, generation, layout::kMaxClientRefs);
-  }
+  } while (opening.result == OpenResult::kFrozen && wait.Again());
   if (opening.result != OpenResult::kOpened) slots_.Give(mine, slot);
   switch (opening.result) {
     case OpenResult::kRefused:
@@ -117,24 +135,33 @@ absl::Status References::OpenSlotSlowly(SlotStocks::Stock& mine, PoolOffset offs
     case OpenResult::kOpened:
       break;
   }
-  if (taken == nullptr || !opening.counted.sent()) return absl::OkStatus();
-  const uint32_t number = opening.counted.send_number();
+  return Opened{.held = Held(slot, /*owned=*/false), .offset = offset, .counted = opening.counted};
+}
+
+bool References::Take(const Opened& opened) {
+  if (!opened.counted.sent()) return false;
+  layout::SharedWord& shared = tables_.WordOf(GranuleOf(opened.offset));
+  const uint32_t number = opened.counted.send_number();
+  FrozenWait wait;
   TakeResult result;
   do {
     result = layout::TakeSent(shared, number);
   } while (result == TakeResult::kFrozen && wait.Again());
   if (result == TakeResult::kFrozen) {
     // The reference is held, and good. The sender is told later.
-    Enlist({.slot = slot, .offset = offset, .owned = false, .taken = true, .number = number});
+    Enlist({.slot = opened.held.slot(),
+            .offset = opened.offset,
+            .owned = false,
+            .taken = true,
+            .number = number});
   }
-  *taken = result == TakeResult::kTaken;
-  return absl::OkStatus();
+  return result == TakeResult::kTaken;
 }
 
 absl::StatusOr<uint64_t> References::CheckedLength(const HandleBits& handle) {
   uint64_t length = handle.length;
   if (length == 0) {
-    length = layout::LengthOf(range_->TableOf(ArenaOf(handle.granule)), PageOf(handle.granule))
+    length = layout::LengthOf(tables_.Of(ArenaOf(handle.granule)), PageOf(handle.granule))
                  .load(std::memory_order_acquire);
   }
   if (length == 0 || !range_->Covers(handle.offset(), length)) {
@@ -162,69 +189,84 @@ absl::Status References::Open(const HandleBits& handle, Opened* opened, bool tak
   if (!status.ok()) return status;
   // It will be looked at; so its first line may come while the word does.
   __builtin_prefetch(range_->PointerTo(offset));
-  SlotStocks::Stock& mine = slots_.Mine();
-  bool taken = false;
-  uint32_t slot;
-  if (status = OpenSlot(mine, offset, handle.generation, &slot, takes ? &taken : nullptr);
-      !status.ok()) {
-    return status;
-  }
-  opened->held = Held(slot, /*owned=*/false);
-  opened->offset = offset;
+  const absl::StatusOr<Opened> in_slot = OpenSlot(offset, handle.generation);
+  if (!in_slot.ok()) return in_slot.status();
+  *opened = *in_slot;
+  if (takes) (void)Take(*opened);
   opened->length = known_length;
   if (known_length == 0) {
     const absl::StatusOr<uint64_t> length = CheckedLength(handle);
     status = length.status();
     if (status.ok()) status = range_->EnsureMapped(offset, *length);
     if (!status.ok()) {
-      (void)ReleaseSlot(slot, offset, /*owned=*/false);  // there is nothing to free
+      (void)Release(opened->held, offset);  // there is nothing to free
       return status;
     }
     opened->length = *length;
   }
-  mine.CountOpen();
+  slots_.Mine().CountOpen();
   return absl::OkStatus();
 }
 
 absl::StatusOr<Held> References::OpenAgain(PoolOffset offset) {
-  const BlockWord word(range_->WordOf(GranuleOf(offset)).load(std::memory_order_acquire));
-  uint32_t slot;
-  const absl::Status opened =
-      OpenSlot(slots_.Mine(), offset, word.generation(), &slot, /*taken=*/nullptr);
-  if (opened.ok()) return Held(slot, /*owned=*/false);
-  if (!absl::IsNotFound(opened)) return opened;
+  const BlockWord word(tables_.WordOf(GranuleOf(offset)).load(std::memory_order_acquire));
+  const absl::StatusOr<Opened> opened = OpenSlot(offset, word.generation());
+  if (opened.ok()) return opened->held;
+  if (!absl::IsNotFound(opened.status())) return opened.status();
   return absl::DataLossError("the block table was written over");  // we hold the block
 }
 
 uint32_t References::OthersOf(PoolOffset offset) const {
   // acquire: pairs with the release of those who let go, whose use of the block is over.
-  const BlockWord word(range_->WordOf(GranuleOf(offset)).load(std::memory_order_acquire));
+  const BlockWord word(tables_.WordOf(GranuleOf(offset)).load(std::memory_order_acquire));
   // Less than one is not what an honest process leaves there.
   return word.refs() <= 1 ? 0 : word.refs() - 1;
 }
 
-References::Dropped References::AfterOtherRelease(ReleaseResult released, uint32_t slot,
-                                                  PoolOffset offset, bool owned) {
+References::Dropped References::FinishRelease(Begun begun, Held held, PoolOffset offset) {
+  const GranuleId granule = GranuleOf(offset);
+  layout::SharedWord& shared = tables_.WordOf(granule);
+  layout::SharedSlot& own = SlotAt(held.slot());
+  switch (begun) {
+    case Begun::kFinished:
+      return held.owned() ? Dropped::kFreeBlock : Dropped::kNothing;
+    case Begun::kNothing:
+      if (any_untaken_.load(std::memory_order_relaxed) && DeferRelease(held.slot())) {
+        return Dropped::kNothing;
+      }
+      layout::PrefetchForChange(shared);
+      layout::BeginRelease(own, granule);
+      break;
+    case Begun::kReleasing:
+      break;
+  }
+  return AfterRelease(layout::ReleaseBlock(own, shared, granule, /*collects=*/held.owned()), held,
+                      offset);
+}
+
+References::Dropped References::AfterRelease(ReleaseResult released, Held held, PoolOffset offset) {
   if (released == ReleaseResult::kFrozen) {
-    Enlist({.slot = slot, .offset = offset, .owned = owned});
+    Enlist({.slot = held.slot(), .offset = offset, .owned = held.owned()});
     return Dropped::kNothing;
   }
-  const GranuleId granule = GranuleOf(offset);
-  layout::BlockTable& table = range_->TableOf(ArenaOf(granule));
-  if (released == ReleaseResult::kFreed && !owned) layout::SetHint(table, PageOf(granule));
-  layout::FreeSlot(SlotAt(slot));
+  if (released == ReleaseResult::kFreed && !held.owned()) {
+    layout::SetHint(tables_.Of(ArenaOf(offset)), PageOf(offset));
+  }
+  // Before the block is reused, so that the slot cannot be taken for its next life.
+  layout::FreeSlot(SlotAt(held.slot()));
   SlotStocks::Stock& mine = slots_.Mine();
-  slots_.Give(mine, slot);
+  slots_.Give(mine, held.slot());
   mine.CountRelease();
+  if (released == ReleaseResult::kCollected) return Dropped::kFreeBlock;
   // Others have it; or, freed at the largest generation, nobody ever will again.
-  if (owned) cache_->LetGo(offset);
+  if (held.owned()) cache_->LetGo(offset);
   return Dropped::kNothing;
 }
 
 absl::Status References::Send(Held held, PoolOffset offset) {
   if (any_untaken_.load(std::memory_order_relaxed)) (void)SettleSome(0);
   const GranuleId granule = GranuleOf(offset);
-  layout::SharedWord& shared = range_->WordOf(granule);
+  layout::SharedWord& shared = tables_.WordOf(granule);
   layout::SharedSlot& own = SlotAt(held.slot());
   FrozenWait wait;
   const auto refuse = [&](absl::Status status) {
@@ -262,7 +304,7 @@ absl::Status References::Send(Held held, PoolOffset offset) {
 
 absl::Status References::SendPrivate(PoolOffset offset, uint64_t length) {
   const GranuleId granule = GranuleOf(offset);
-  layout::SharedWord& shared = range_->WordOf(granule);
+  layout::SharedWord& shared = tables_.WordOf(granule);
   SlotStocks::Stock& mine = slots_.Mine();
   const uint32_t slot = slots_.Take(mine);
   if (slot == SlotStocks::kNoSlot) return NoSlot();
@@ -292,7 +334,7 @@ absl::StatusOr<References::Opened> References::TakeBack(const HandleBits& handle
   const PoolOffset offset = handle.offset();
   const GranuleId granule = handle.granule;
   if (!range_->IsMapped(ArenaOf(offset))) return not_there;
-  const BlockWord word(range_->WordOf(granule).load(std::memory_order_acquire));
+  const BlockWord word(tables_.WordOf(granule).load(std::memory_order_acquire));
   if (word.generation() != handle.generation || !word.sent()) return not_there;
   const uint64_t under_way = Slot::Transit(granule, word.send_number()).bits();
   const uint32_t end = slots_.slots_used();
@@ -300,14 +342,16 @@ absl::StatusOr<References::Opened> References::TakeBack(const HandleBits& handle
   while (mine < end && SlotAt(mine).load(std::memory_order_relaxed) != under_way) ++mine;
   if (mine == end) return not_there;
   // What the receiver would do. The slot that was in transit is released as if it had.
-  bool taken = false;
-  uint32_t slot;
-  const absl::Status opened = OpenSlot(slots_.Mine(), offset, handle.generation, &slot, &taken);
-  if (absl::IsNotFound(opened)) return not_there;
+  absl::StatusOr<Opened> opened = OpenSlot(offset, handle.generation);
+  if (absl::IsNotFound(opened.status())) return not_there;
   if (!opened.ok()) return opened;
-  absl::StatusOr<uint64_t> length = CheckedLength(handle);
-  if (taken && length.ok()) return Opened{Held(slot, /*owned=*/false), offset, *length};
-  (void)ReleaseSlot(slot, offset, /*owned=*/false);
+  const bool taken = Take(*opened);
+  const absl::StatusOr<uint64_t> length = CheckedLength(handle);
+  if (taken && length.ok()) {
+    opened->length = *length;
+    return opened;
+  }
+  (void)Release(opened->held, offset);
   return taken ? length.status() : not_there;
 }
 
@@ -339,13 +383,13 @@ Held References::CancelTransit(const Transit& transit) {
 bool References::IsUnderWay(const Transit& transit) {
   const Slot slot(SlotAt(transit.slot).load(std::memory_order_relaxed));
   if (!slot.noted()) {
-    const uint64_t bits = range_->WordOf(GranuleOf(transit.offset)).load(std::memory_order_acquire);
+    const uint64_t bits = tables_.WordOf(GranuleOf(transit.offset)).load(std::memory_order_acquire);
     return BlockWord(bits).IsUnderWay(slot.send_number());
   }
   if (transit.channel.has_value()) {
     // A channel that nobody has open: its entries are left as they were, for whoever gets the
     // block.
-    const BlockWord word(range_->WordOf(transit.channel->granule).load(std::memory_order_acquire));
+    const BlockWord word(tables_.WordOf(transit.channel->granule).load(std::memory_order_acquire));
     if (word.generation() != transit.channel->generation || !word.is_shared()) return false;
   }
   const layout::SlotNote& note = notes_[transit.slot];
@@ -390,7 +434,7 @@ bool References::DeferRelease(uint32_t slot) {
 
 bool References::FinishLocked(Pending* pending, ReleaseResult* released) {
   const GranuleId granule = GranuleOf(pending->offset);
-  layout::SharedWord& shared = range_->WordOf(granule);
+  layout::SharedWord& shared = tables_.WordOf(granule);
   layout::SharedSlot& own = SlotAt(pending->slot);
   if (pending->taken) {
     if (layout::TakeSent(shared, pending->number) == TakeResult::kFrozen) return false;
@@ -427,8 +471,8 @@ References::Freed References::SettleSome(size_t most_transits) {
   }
   Freed to_free;
   for (const Finished& each : finished) {
-    if (AfterRelease(each.released, each.pending.slot, each.pending.offset, each.pending.owned) ==
-        Dropped::kFreeBlock) {
+    if (AfterRelease(each.released, Held(each.pending.slot, each.pending.owned),
+                     each.pending.offset) == Dropped::kFreeBlock) {
       to_free.push_back(each.pending.offset);
     }
   }
@@ -446,7 +490,7 @@ References::Freed References::SettleSome(size_t most_transits) {
     NoteWaitingLocked();
   }
   for (auto each = gone; each != transits.end(); ++each) {
-    if (ReleaseSlot(each->slot, each->offset, each->owned) == Dropped::kFreeBlock) {
+    if (Release(Held(each->slot, each->owned), each->offset) == Dropped::kFreeBlock) {
       to_free.push_back(each->offset);
     }
   }

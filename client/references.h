@@ -34,6 +34,7 @@
 #include <optional>
 #include <vector>
 
+#include "absl/base/attributes.h"
 #include "absl/base/optimization.h"
 #include "absl/base/thread_annotations.h"
 #include "absl/container/inlined_vector.h"
@@ -51,6 +52,7 @@
 #include "proto/layout/session_segment.h"
 #include "proto/layout/slot.h"
 #include "proto/layout/step.h"
+#include "spanpool/handle.h"
 
 namespace spanpool::internal {
 
@@ -109,11 +111,15 @@ class References {
   //   FAILED_PRECONDITION  the block word is not private: some process wrote over it
   //   RESOURCE_EXHAUSTED   no slot is free
   absl::Status Share(PoolOffset offset, uint64_t length, Held* held, layout::HandleBits* handle);
+  // The common case of Share. False: it is another, or something waits to be settled; nothing was
+  // done.
+  bool TryShare(SlotStocks::Stock& mine, PoolOffset offset, uint64_t length, Held* held,
+                Handle* handle);
 
   // The handle of a shared block; `length` is what was shared or opened.
   layout::HandleBits HandleOf(PoolOffset offset, uint64_t length) const {
     // It does not change while the caller holds the block.
-    const uint64_t bits = range_->WordOf(GranuleOf(offset)).load(std::memory_order_relaxed);
+    const uint64_t bits = tables_.WordOf(GranuleOf(offset)).load(std::memory_order_relaxed);
     return HandleOf(offset, length, layout::BlockWord(bits));
   }
 
@@ -121,6 +127,7 @@ class References {
     Held held = Held(0);
     PoolOffset offset;
     uint64_t length = 0;
+    layout::BlockWord counted;  // the word that was counted up
   };
   //   INVALID_ARGUMENT     the handle was never given out by a pool
   //   FAILED_PRECONDITION  it is of another pool, or of this one before it was lost
@@ -130,6 +137,11 @@ class References {
   //   DATA_LOSS            the block table was written over
   // `takes`: a reference that is under way becomes this one; otherwise it stays under way.
   absl::Status Open(const layout::HandleBits& handle, Opened* opened, bool takes = true);
+  // The common case of Open. False: it is another; nothing was done. If `opened->counted` is
+  // sent(), Take is to follow.
+  bool TryOpen(SlotStocks::Stock& mine, const layout::HandleBits& handle, Opened* opened);
+  // Whether a reference that was under way when the block was opened became the opened one.
+  bool Take(const Opened& opened);
 
   // One more reference to a block that the caller holds one to. What is under way stays so.
   // RESOURCE_EXHAUSTED, UNAVAILABLE, DATA_LOSS: as Open.
@@ -142,7 +154,18 @@ class References {
     kNothing,    // others have it, or it lives on elsewhere
     kFreeBlock,  // the block is private again and the caller's: free it
   };
-  Dropped Release(Held held, PoolOffset offset);
+  // BeginRelease does the common case, in which the block is the caller's to free if it is `owned`.
+  // Whatever else it has come to, FinishRelease brings to an end.
+  enum class Begun {
+    kFinished,
+    kNothing,    // nothing was done
+    kReleasing,  // the slot is RELEASING
+  };
+  Begun BeginRelease(SlotStocks::Stock& mine, Held held, PoolOffset offset);
+  Dropped FinishRelease(Begun begun, Held held, PoolOffset offset);
+  Dropped Release(Held held, PoolOffset offset) {
+    return FinishRelease(Begun::kNothing, held, offset);
+  }
 
   // Sends the reference away with the handle; whoever opens that next takes its place. On an error
   // the caller keeps it.
@@ -226,9 +249,11 @@ class References {
   }
   // Stores the length where openers find it, if it does not travel in the handle.
   void StoreLength(PoolOffset offset, uint64_t length) {
-    if (length > layout::kMaxHandleLength) StoreLongLength(offset, length);
+    if (length <= layout::kMaxHandleLength) return;
+    SPANPOOL_STEP("share.length");
+    layout::LengthOf(tables_.Of(ArenaOf(offset)), PageOf(offset))
+        .store(length, std::memory_order_release);
   }
-  void StoreLongLength(PoolOffset offset, uint64_t length);
   bool IsPossible(const layout::HandleBits& handle) const {
     return handle.incarnation == incarnation_ && handle.length <= layout::kMaxHandleLength &&
            (handle.length != 0 || OffsetOf(handle.granule).value() % kPageBytes == 0) &&
@@ -237,18 +262,13 @@ class References {
   // Of one that is not possible.
   absl::Status WhyImpossible(const layout::HandleBits& handle) const;
   absl::StatusOr<uint64_t> CheckedLength(const layout::HandleBits& handle);
-  // Rule 2, and with `taken` also 10e: whether it got a reference that was under way. Waits a
-  // little while the word is frozen.
-  absl::Status OpenSlot(SlotStocks::Stock& mine, PoolOffset offset, uint64_t generation,
-                        uint32_t* slot, bool* taken);
-  // The rest of OpenSlot, after a first try that did not give the whole of what was asked for.
-  absl::Status OpenSlotSlowly(SlotStocks::Stock& mine, PoolOffset offset, uint64_t generation,
-                              layout::Opening opening, uint32_t slot, bool* taken);
-  Dropped ReleaseSlot(uint32_t slot, PoolOffset offset, bool owned);
-  Dropped AfterRelease(layout::ReleaseResult released, uint32_t slot, PoolOffset offset,
-                       bool owned);
-  Dropped AfterOtherRelease(layout::ReleaseResult released, uint32_t slot, PoolOffset offset,
-                            bool owned);
+  // Rule 1, of a word that was `*word`, private. False: it is not, but `*word`.
+  bool ShareAs(uint32_t slot, PoolOffset offset, uint64_t length, layout::BlockWord* word);
+  // Gives back a slot that is HELD and not counted; false.
+  ABSL_ATTRIBUTE_NOINLINE bool GiveUpSharing(SlotStocks::Stock& mine, uint32_t slot);
+  // Rule 2. Waits a little while the word is frozen.
+  absl::StatusOr<Opened> OpenSlot(PoolOffset offset, uint64_t generation);
+  Dropped AfterRelease(layout::ReleaseResult released, Held held, PoolOffset offset);
   void Enlist(const Pending& pending) ABSL_LOCKS_EXCLUDED(mu_);
   void EnlistTransit(const Transit& transit) ABSL_LOCKS_EXCLUDED(mu_);
   // The slot's open has a Pending with `taken`: it is finished, or will be before the release.
@@ -267,6 +287,7 @@ class References {
   layout::SharedSlot* const slot_words_;
   layout::SlotNote* const notes_;
   AddressRange* const range_;
+  const BlockTables tables_;  // the range's
   SessionCache* const cache_;
   const std::function<void()> deferred_;
   SlotStocks slots_;
@@ -279,79 +300,86 @@ class References {
   std::atomic<bool> any_untaken_{false};  // a Pending with `taken`
 };
 
-// Inline: what a hand-over consists of.
+// Inline: what a hand-over consists of. Nothing here calls anything but in branches that are hardly
+// ever taken.
 
-inline absl::Status References::Share(PoolOffset offset, uint64_t length, Held* held,
-                                      layout::HandleBits* handle) {
+ABSL_ATTRIBUTE_ALWAYS_INLINE inline bool References::ShareAs(uint32_t slot, PoolOffset offset,
+                                                             uint64_t length,
+                                                             layout::BlockWord* word) {
   const GranuleId granule = GranuleOf(offset);
-  layout::SharedWord& shared = range_->WordOf(granule);
-  SlotStocks::Stock& mine = slots_.Mine();
-  const uint32_t slot = slots_.Take(mine);
-  if (ABSL_PREDICT_FALSE(slot == SlotStocks::kNoSlot)) return NoSlot();
   StoreLength(offset, length);
   // If this process dies before the word is changed, refs 0 proves the slot uncounted.
   SPANPOOL_STEP("share.1a");
   SlotAt(slot).store(layout::Slot(layout::SlotState::kHeld, granule).bits(),
                      std::memory_order_release);
-  uint64_t bits = shared.load(std::memory_order_acquire);
-  do {
-    if (ABSL_PREDICT_FALSE(!layout::BlockWord(bits).is_private())) {
-      return NotPrivate(mine, slot, granule, layout::BlockWord(bits));
-    }
-    SPANPOOL_STEP("share.1b");
-    // release: what was written to the block comes before; pairs with the acquire of openers.
-  } while (!shared.compare_exchange_weak(bits, layout::BlockWord(bits).Shared().bits(),
-                                         std::memory_order_acq_rel, std::memory_order_acquire));
+  SPANPOOL_STEP("share.1b");
+  uint64_t bits = word->bits();
+  // release: what was written to the block comes before; pairs with the acquire of openers.
+  const bool shared = tables_.WordOf(granule).compare_exchange_strong(
+      bits, word->Shared().bits(), std::memory_order_acq_rel, std::memory_order_acquire);
+  *word = layout::BlockWord(bits);
+  return ABSL_PREDICT_TRUE(shared);
+}
+
+ABSL_ATTRIBUTE_ALWAYS_INLINE inline bool References::TryShare(SlotStocks::Stock& mine,
+                                                              PoolOffset offset, uint64_t length,
+                                                              Held* held, Handle* handle) {
+  layout::BlockWord word(tables_.WordOf(GranuleOf(offset)).load(std::memory_order_acquire));
+  if (ABSL_PREDICT_FALSE(any_waiting() || !mine.can_take() || !word.is_private())) return false;
+  const uint32_t slot = SlotStocks::TakeAtHand(mine);
+  if (ABSL_PREDICT_FALSE(!ShareAs(slot, offset, length, &word))) return GiveUpSharing(mine, slot);
   mine.CountShare();
+  const layout::HandleBits bits = HandleOf(offset, length, word);
+  *handle = Handle{{bits.low(), bits.high()}};
   *held = Held(slot, /*owned=*/true);
-  *handle = HandleOf(offset, length, layout::BlockWord(bits));
-  return absl::OkStatus();
+  return true;
 }
 
-inline absl::Status References::OpenSlot(SlotStocks::Stock& mine, PoolOffset offset,
-                                         uint64_t generation, uint32_t* slot, bool* taken) {
-  const GranuleId granule = GranuleOf(offset);
-  layout::SharedWord& shared = range_->WordOf(granule);
-  *slot = slots_.Take(mine);
-  if (ABSL_PREDICT_FALSE(*slot == SlotStocks::kNoSlot)) return NoSlot();
+ABSL_ATTRIBUTE_ALWAYS_INLINE inline bool References::TryOpen(SlotStocks::Stock& mine,
+                                                             const layout::HandleBits& handle,
+                                                             Opened* opened) {
+  const PoolOffset offset = handle.offset();
+  if (ABSL_PREDICT_FALSE(!IsPossible(handle) || handle.length == 0 ||
+                         !range_->IsMapped(offset, handle.length) || !mine.can_take())) {
+    return false;
+  }
+  // It will be looked at; so its first line may come while the word does.
+  __builtin_prefetch(range_->PointerTo(offset));
+  const uint32_t slot = SlotStocks::TakeAtHand(mine);
   const layout::Opening opening =
-      layout::OpenBlock(SlotAt(*slot), shared, granule, generation, layout::kMaxClientRefs);
-  if (ABSL_PREDICT_TRUE(opening.result == layout::OpenResult::kOpened &&
-                        (taken == nullptr || !opening.counted.sent()))) {
-    return absl::OkStatus();
+      layout::OpenBlock(SlotAt(slot), tables_.WordOf(handle.granule), handle.granule,
+                        handle.generation, layout::kMaxClientRefs);
+  if (ABSL_PREDICT_FALSE(opening.result != layout::OpenResult::kOpened)) {
+    SlotStocks::GiveAtHand(mine, slot);  // FREE again
+    return false;
   }
-  return OpenSlotSlowly(mine, offset, generation, opening, *slot, taken);
+  *opened = {.held = Held(slot, /*owned=*/false),
+             .offset = offset,
+             .length = handle.length,
+             .counted = opening.counted};
+  mine.CountOpen();
+  return true;
 }
 
-inline References::Dropped References::ReleaseSlot(uint32_t slot, PoolOffset offset, bool owned) {
-  if (ABSL_PREDICT_FALSE(any_untaken_.load(std::memory_order_relaxed)) && DeferRelease(slot)) {
-    return Dropped::kNothing;
+ABSL_ATTRIBUTE_ALWAYS_INLINE inline References::Begun References::BeginRelease(
+    SlotStocks::Stock& mine, Held held, PoolOffset offset) {
+  if (ABSL_PREDICT_FALSE(any_untaken_.load(std::memory_order_relaxed) || !mine.can_give())) {
+    return Begun::kNothing;
   }
   const GranuleId granule = GranuleOf(offset);
-  layout::SharedWord& shared = range_->WordOf(granule);
-  layout::SharedSlot& own = SlotAt(slot);
+  layout::SharedWord& shared = tables_.WordOf(granule);
+  layout::SharedSlot& own = SlotAt(held.slot());
   layout::PrefetchForChange(shared);
   layout::BeginRelease(own, granule);
-  return AfterRelease(layout::ReleaseBlock(own, shared, granule, /*collects=*/owned), slot, offset,
-                      owned);
-}
-
-inline References::Dropped References::Release(Held held, PoolOffset offset) {
-  return ReleaseSlot(held.slot(), offset, held.owned());
-}
-
-inline References::Dropped References::AfterRelease(layout::ReleaseResult released, uint32_t slot,
-                                                    PoolOffset offset, bool owned) {
-  const bool simple = released == layout::ReleaseResult::kCollected ||
-                      (!owned && (released == layout::ReleaseResult::kLivesOn ||
-                                  released == layout::ReleaseResult::kNone));
-  if (ABSL_PREDICT_FALSE(!simple)) return AfterOtherRelease(released, slot, offset, owned);
+  if (ABSL_PREDICT_FALSE(
+          !layout::TryReleaseBlock(own, shared, granule, /*collects=*/held.owned()))) {
+    return Begun::kReleasing;
+  }
   // Before the block is reused, so that the slot cannot be taken for its next life.
-  layout::FreeSlot(SlotAt(slot));
-  SlotStocks::Stock& mine = slots_.Mine();
-  slots_.Give(mine, slot);
+  layout::FreeSlot(own);
+  SlotStocks::GiveAtHand(mine, held.slot());
   mine.CountRelease();
-  return owned ? Dropped::kFreeBlock : Dropped::kNothing;
+  return Begun::kFinished;
 }
 
 }  // namespace spanpool::internal

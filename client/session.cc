@@ -25,7 +25,7 @@ Session::~Session() {
   core_->Close();
 }
 
-absl::StatusOr<Buffer> Session::Allocate(size_t bytes, const AllocateOptions& options) {
+absl::StatusOr<Buffer> Session::AllocateSlow(size_t bytes, const AllocateOptions& options) {
   return core_->Allocate(bytes, options);
 }
 

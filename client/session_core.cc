@@ -26,9 +26,6 @@ namespace {
 
 constexpr size_t kMaxAlignment = 2 << 20;
 
-// The smallest block that can be named by its granule.
-constexpr uint64_t kMinSharedBytes = kGranuleBytes;
-
 // A session in which nobody allocated for so long is quiet.
 constexpr absl::Duration kQuietInterval = absl::Seconds(1);
 
@@ -90,6 +87,7 @@ absl::Status SessionCore::Init(const layout::UniqueFd& session_segment) {
       AddressRange::Reserve(address_bytes_, writable_, source_.get());
   if (!range.ok()) return range.status();
   range_ = *std::move(range);
+  base_ = range_->base();
   absl::StatusOr<std::unique_ptr<PageMap>> pages =
       PageMap::Create(PageCount(range_->bytes() / kPageBytes));
   if (!pages.ok()) return pages.status();
@@ -236,22 +234,19 @@ absl::StatusOr<void*> SessionCore::AllocateBlock(size_t bytes, size_t alignment,
   return block;
 }
 
-absl::StatusOr<Buffer> SessionCore::Allocate(size_t bytes, const AllocateOptions& options) {
-  if (ABSL_PREDICT_TRUE(bytes - 1 < kInlineBytes && options.alignment == kAlignedTo &&
-                        options.kind == BlockKind::kNoscan && !options.zeroed)) {
-    // In a forked child, and in a session that may not write, there is nothing in the stacks.
-    void* const block = Pop(hot_cache, &ThreadCache::core, static_cast<const SessionLife*>(this),
-                            kAlignedStacks.offset[IndexOfSize(bytes)]);
-    if (ABSL_PREDICT_TRUE(block != nullptr)) {
-      NoteTaken(block);
-      AddOwner();
-      return Buffer(this, /*holding=*/0, block, bytes);
-    }
-  }
-  return AllocateSlowly(bytes, options);
+void* SessionCore::TakeBlock(size_t bytes) {
+  SlotStocks::Stock* const mine = references_->slots().MineAtHand();
+  if (ABSL_PREDICT_FALSE(bytes - 1 >= kInlineBytes || mine == nullptr)) return nullptr;
+  // In a session that may not write there is nothing in the stacks.
+  void* const block = Pop(hot_cache, &ThreadCache::core, static_cast<const SessionLife*>(this),
+                          kAlignedStacks.offset[IndexOfSize(bytes)]);
+  if (ABSL_PREDICT_FALSE(block == nullptr)) return nullptr;
+  NoteTaken(block);
+  AddOwner(*mine);
+  return block;
 }
 
-absl::StatusOr<Buffer> SessionCore::AllocateSlowly(size_t bytes, const AllocateOptions& options) {
+absl::StatusOr<Buffer> SessionCore::Allocate(size_t bytes, const AllocateOptions& options) {
   if (abandoned()) return InChild();
   if (!writable_) {
     return absl::PermissionDeniedError(
@@ -267,7 +262,7 @@ absl::StatusOr<Buffer> SessionCore::AllocateSlowly(size_t bytes, const AllocateO
   if (!block.ok()) return block.status();
   if (options.zeroed) std::memset(*block, 0, bytes);
   AddOwner();
-  return Buffer(this, /*holding=*/0, *block, bytes);
+  return Buffer(BufferKey(), this, /*holding=*/0, *block, bytes);
 }
 
 void* SessionCore::Malloc(size_t bytes, size_t alignment) {
@@ -277,21 +272,19 @@ void* SessionCore::Malloc(size_t bytes, size_t alignment) {
   return block.ok() ? *block : nullptr;
 }
 
-void SessionCore::NoteTaken([[maybe_unused]] void* block) {
 #ifdef SPANPOOL_DEBUG
-  const PoolOffset offset = range_->OffsetOf(block);
+void SessionCore::NoteTaken(void* block) {
+  const PoolOffset offset = OffsetOf(block);
   ClientSpan* const span = pages_->SpanOf(PageOf(offset));
   const uint32_t index = span->BlockAt(offset);
   const uint64_t bit = uint64_t{1} << (index % 64);
   const uint64_t before = span->in_hand[index / 64].fetch_or(bit, std::memory_order_relaxed);
   SPANPOOL_CHECK_EQ(before & bit, 0u) << "block " << index << " was handed out twice";
-#endif
 }
 
-bool SessionCore::NoteFreed([[maybe_unused]] void* block, [[maybe_unused]] const void* call_site) {
-#ifdef SPANPOOL_DEBUG
+bool SessionCore::NoteFreed(void* block, const void* call_site) {
   if (abandoned() || !range_->Contains(block)) return true;
-  const PoolOffset offset = range_->OffsetOf(block);
+  const PoolOffset offset = OffsetOf(block);
   ClientSpan* const span = pages_->SpanOf(PageOf(offset));
   if (span == nullptr) return true;
   const uint32_t index = span->BlockAt(offset);
@@ -302,9 +295,9 @@ bool SessionCore::NoteFreed([[maybe_unused]] void* block, [[maybe_unused]] const
     misuse_.Report(Misuse::Kind::kDoubleFree, block, call_site);
     return false;
   }
-#endif
   return true;
 }
+#endif
 
 void SessionCore::Free(void* block, const void* call_site) {
   if (NoteFreed(block, call_site)) FreeNoted(block, call_site);
@@ -313,14 +306,14 @@ void SessionCore::Free(void* block, const void* call_site) {
 void SessionCore::FreeNoted(void* block, const void* call_site) {
   if (block == nullptr || abandoned()) return;
   ClientSpan* span = nullptr;
-  if (range_->Contains(block)) span = pages_->SpanOf(PageOf(range_->OffsetOf(block)));
+  if (range_->Contains(block)) span = pages_->SpanOf(PageOf(OffsetOf(block)));
   if (span == nullptr) {
     misuse_.Report(Misuse::Kind::kForeignPointer, block, call_site);
     return;
   }
   // The caller holds a block of the span, so it is on loan and constant; if he does not, the worst
   // is a wrong kind in the report: what the session cache takes back it checks under its lock.
-  const PoolOffset offset = range_->OffsetOf(block);
+  const PoolOffset offset = OffsetOf(block);
   const uint32_t index = span->BlockAt(offset);
   if (index == span->blocks) {
     misuse_.Report(Misuse::Kind::kInteriorPointer, block, call_site);
@@ -420,19 +413,26 @@ absl::Time SessionCore::KeepHouse(absl::Time now) {
 
 size_t SessionCore::UsableSize(const void* block) const {
   if (block == nullptr || abandoned() || !range_->Contains(block)) return 0;
-  const PoolOffset offset = range_->OffsetOf(block);
+  const PoolOffset offset = OffsetOf(block);
   const ClientSpan* const span = pages_->SpanOf(PageOf(offset));
   if (span == nullptr || span->BlockAt(offset) == span->blocks) return 0;
   return span->block_bytes;
 }
 
 absl::StatusOr<Buffer> SessionCore::Open(const Handle& handle) {
-  if (abandoned()) return InChild();
+  const layout::HandleBits bits = layout::HandleBits::Unpack(handle.bits[0], handle.bits[1]);
+  SlotStocks::Stock* const mine = references_->slots().MineAtHand();
   References::Opened opened;
-  absl::Status status =
-      references_->Open(layout::HandleBits::Unpack(handle.bits[0], handle.bits[1]), &opened);
-  if (ABSL_PREDICT_FALSE(!status.ok())) return status;
-  return BufferOf(opened);
+  if (ABSL_PREDICT_FALSE(mine == nullptr || !references_->TryOpen(*mine, bits, &opened))) {
+    return OpenSlowly(bits, /*takes=*/true);
+  }
+  if (ABSL_PREDICT_FALSE(opened.counted.sent())) {
+    (void)references_->Take(opened);
+    return BufferOf(opened);
+  }
+  AddOwner(*mine);
+  return absl::StatusOr<Buffer>(absl::in_place, BufferKey(), this, opened.held.bits(),
+                                range_->PointerTo(opened.offset), opened.length);
 }
 
 absl::StatusOr<Buffer> SessionCore::TakeBack(const Handle& handle) {
@@ -443,18 +443,21 @@ absl::StatusOr<Buffer> SessionCore::TakeBack(const Handle& handle) {
   return BufferOf(*opened);
 }
 
-absl::StatusOr<Buffer> SessionCore::OpenNamed(const Handle& handle) {
+absl::StatusOr<Buffer> SessionCore::OpenSlowly(const layout::HandleBits& handle, bool takes) {
   if (abandoned()) return InChild();
   References::Opened opened;
-  absl::Status status = references_->Open(
-      layout::HandleBits::Unpack(handle.bits[0], handle.bits[1]), &opened, /*takes=*/false);
+  absl::Status status = references_->Open(handle, &opened, takes);
   if (!status.ok()) return status;
   return BufferOf(opened);
 }
 
+absl::StatusOr<Buffer> SessionCore::OpenNamed(const Handle& handle) {
+  return OpenSlowly(layout::HandleBits::Unpack(handle.bits[0], handle.bits[1]), /*takes=*/false);
+}
+
 absl::StatusOr<Handle> SessionCore::HandleToPublish(const Buffer& buffer) {
   if (buffer.core_ == nullptr) return absl::FailedPreconditionError("the buffer is empty");
-  if ((buffer.holding_.load(std::memory_order_acquire) & 1) != 0) {
+  if ((buffer.HoldingRef().load(std::memory_order_acquire) & 1) != 0) {
     return buffer.core_->HandleOf(buffer.data_, buffer.size_);
   }
   // Owners of one block agree on who shares it.
@@ -463,12 +466,13 @@ absl::StatusOr<Handle> SessionCore::HandleToPublish(const Buffer& buffer) {
 
 Buffer SessionCore::BufferOf(const References::Opened& opened) {
   AddOwner();
-  return Buffer(this, opened.held.bits(), range_->PointerTo(opened.offset), opened.length);
+  return Buffer(BufferKey(), this, opened.held.bits(), range_->PointerTo(opened.offset),
+                opened.length);
 }
 
 absl::Status SessionCore::CheckShareable(const void* data, uint64_t length) const {
   if (length >= kMinSharedBytes) return absl::OkStatus();
-  const ClientSpan* const span = pages_->SpanOf(PageOf(range_->OffsetOf(data)));
+  const ClientSpan* const span = pages_->SpanOf(PageOf(OffsetOf(data)));
   if (span->block_bytes >= kMinSharedBytes) return absl::OkStatus();
   return absl::FailedPreconditionError(
       absl::StrCat("a block of ", span->block_bytes, " bytes is private to its process: blocks of ",
@@ -481,7 +485,7 @@ absl::Status SessionCore::Share(void* data, uint64_t length, uintptr_t* holding,
   FreeSettled(/*all=*/false);
   Held held(0);
   layout::HandleBits bits;
-  absl::Status shared = references_->Share(range_->OffsetOf(data), length, &held, &bits);
+  absl::Status shared = references_->Share(OffsetOf(data), length, &held, &bits);
   *holding = held.bits();
   *handle = Handle{{bits.low(), bits.high()}};
   return shared;
@@ -489,30 +493,30 @@ absl::Status SessionCore::Share(void* data, uint64_t length, uintptr_t* holding,
 
 absl::StatusOr<Handle> SessionCore::HandleOf(void* data, uint64_t length) const {
   if (abandoned()) return InChild();
-  const layout::HandleBits bits = references_->HandleOf(range_->OffsetOf(data), length);
+  const layout::HandleBits bits = references_->HandleOf(OffsetOf(data), length);
   return Handle{{bits.low(), bits.high()}};
 }
 
 absl::StatusOr<Held> SessionCore::OpenAgain(void* data) {
   if (abandoned()) return InChild();
-  return references_->OpenAgain(range_->OffsetOf(data));
+  return references_->OpenAgain(OffsetOf(data));
 }
 
 uint32_t SessionCore::OthersOf(void* data) {
   if (abandoned()) return 0;
   FreeSettled(/*all=*/true);
-  return references_->OthersOf(range_->OffsetOf(data));
+  return references_->OthersOf(OffsetOf(data));
 }
 
 void SessionCore::DropExtra(Held held, void* data) {
   // Another reference of the process remains: nothing comes free.
-  (void)references_->Release(held, range_->OffsetOf(data));
+  (void)references_->Release(held, OffsetOf(data));
 }
 
 absl::Status SessionCore::Send(Held held, void* data) {
   if (abandoned()) return InChild();
   FreeSettled(/*all=*/false);
-  absl::Status sent = references_->Send(held, range_->OffsetOf(data));
+  absl::Status sent = references_->Send(held, OffsetOf(data));
   if (sent.ok()) NoteWaiting();
   return sent;
 }
@@ -521,7 +525,7 @@ absl::Status SessionCore::SendPrivate(void* data, uint64_t length) {
   if (abandoned()) return InChild();
   if (absl::Status status = CheckShareable(data, length); !status.ok()) return status;
   FreeSettled(/*all=*/false);
-  absl::Status sent = references_->SendPrivate(range_->OffsetOf(data), length);
+  absl::Status sent = references_->SendPrivate(OffsetOf(data), length);
   if (sent.ok()) NoteWaiting();
   return sent;
 }
@@ -532,11 +536,18 @@ void SessionCore::NoteWaiting() {
   if (!settling_.exchange(true, std::memory_order_seq_cst)) WakeHousekeeper();
 }
 
-void SessionCore::Release(uintptr_t holding, void* data) {
+void SessionCore::FinishRelease(References::Begun begun, uintptr_t holding, void* data) {
   if (abandoned()) return;
-  if (holding == 0 || references_->Release(Held(holding), range_->OffsetOf(data)) ==
+  if (holding == 0 || references_->FinishRelease(begun, Held(holding), OffsetOf(data)) ==
                           References::Dropped::kFreeBlock) {
     FreeBlock(data);
+  }
+  DropOwner();
+}
+
+void SessionCore::FinishFree(ThreadCache* cache, Pushed pushed, void* data) {
+  if (!FinishPush(cache, static_cast<const SessionLife*>(this), pushed)) {
+    FreeNoted(data, __builtin_return_address(0));
   }
   DropOwner();
 }
@@ -546,19 +557,19 @@ absl::StatusOr<SessionCore::Outgoing> SessionCore::BeginTransit(Buffer* buffer) 
   if (!handle.ok()) return handle.status();
   void* const data = buffer->data_;
   Outgoing outgoing{.transit = {}, .handle = *handle, .size = buffer->size_};
-  const uintptr_t holding = buffer->holding_.load(std::memory_order_acquire);
+  const uintptr_t holding = buffer->holding_;
   if ((holding & 1) != 0) {
-    outgoing.transit = references_->TransitOf(Held(holding), range_->OffsetOf(data));
+    outgoing.transit = references_->TransitOf(Held(holding), OffsetOf(data));
     // The session's life passes on to `outgoing`.
     buffer->core_ = nullptr;
     buffer->data_ = nullptr;
     buffer->size_ = 0;
-    buffer->holding_.store(0, std::memory_order_relaxed);
+    buffer->holding_ = 0;
     return outgoing;
   }
   absl::StatusOr<Held> own = OpenAgain(data);
   if (!own.ok()) return own.status();
-  outgoing.transit = references_->TransitOf(*own, range_->OffsetOf(data));
+  outgoing.transit = references_->TransitOf(*own, OffsetOf(data));
   AddOwner();
   *buffer = Buffer();
   return outgoing;
@@ -576,7 +587,7 @@ void SessionCore::EndTransit(const Outgoing& outgoing) {
 }
 
 Buffer SessionCore::CancelTransit(const Outgoing& outgoing) {
-  return Buffer(this, references_->CancelTransit(outgoing.transit).bits(),
+  return Buffer(BufferKey(), this, references_->CancelTransit(outgoing.transit).bits(),
                 range_->PointerTo(outgoing.transit.offset), outgoing.size);
 }
 

@@ -16,6 +16,8 @@
 #include <cstdint>
 #include <memory>
 
+#include "absl/base/attributes.h"
+#include "absl/base/optimization.h"
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -30,9 +32,11 @@
 #include "client/slot_stocks.h"
 #include "client/span_source.h"
 #include "client/thread_caches.h"
+#include "proto/layout/handle_bits.h"
 #include "proto/layout/packet.h"
 #include "spanpool/buffer.h"
 #include "spanpool/options.h"
+#include "spanpool/thread_cache.h"
 
 namespace spanpool {
 
@@ -68,12 +72,11 @@ class SessionCore final : public SessionLife {
   // together, but for Buffers these also count in any thread: see slot_stocks.h.
   void AddOwner() {
     SlotStocks& slots = references_->slots();
-    // relaxed: the caller is an owner meanwhile.
-    if (!slots.CountOwner(slots.Mine(), 1)) owners_.fetch_add(1, std::memory_order_relaxed);
+    AddOwner(slots.Mine());
   }
   void DropOwner() {
     SlotStocks& slots = references_->slots();
-    if (!slots.CountOwner(slots.Mine(), -1)) Unref();
+    DropOwner(slots.Mine());
   }
   // The creator's end. Others may be owners yet; the last one ends the session.
   void Close();
@@ -91,13 +94,20 @@ class SessionCore final : public SessionLife {
 
   // As Session's methods of these names.
   absl::StatusOr<Buffer> Allocate(size_t bytes, const AllocateOptions& options);
+  // The common case of Allocate with default options: a block that is at hand, and an owner for it.
+  void* TakeBlock(size_t bytes);
   absl::StatusOr<Buffer> Open(const Handle& handle);
   void* Malloc(size_t bytes, size_t alignment);
   void Free(void* block, const void* call_site);
   // The two halves of Free(). In debug builds the first knows which blocks are in the user's hands:
   // it reports a double free and returns false, and then the second is not to be called.
+#ifdef SPANPOOL_DEBUG
   void NoteTaken(void* block);
   bool NoteFreed(void* block, const void* call_site);
+#else
+  void NoteTaken(void* /*block*/) {}
+  bool NoteFreed(void* /*block*/, const void* /*call_site*/) { return true; }
+#endif
   void FreeNoted(void* block, const void* call_site);
   size_t UsableSize(const void* block) const;
   SessionStats stats();
@@ -116,6 +126,8 @@ class SessionCore final : public SessionLife {
 
   // Buffer's business. `data` is where its block starts; errors are References'.
   absl::Status Share(void* data, uint64_t length, uintptr_t* holding, Handle* handle);
+  // The common case of Share: what is held then. 0: it is another; nothing was done.
+  uintptr_t TryShare(void* data, uint64_t length, Handle* handle);
   absl::StatusOr<Handle> HandleOf(void* data, uint64_t length) const;
   absl::StatusOr<Held> OpenAgain(void* data);
   void DropExtra(Held held, void* data);
@@ -131,7 +143,9 @@ class SessionCore final : public SessionLife {
     if (!abandoned()) DropOwner();
   }
 
-  PoolOffset OffsetOf(const void* data) const { return range_->OffsetOf(data); }
+  PoolOffset OffsetOf(const void* data) const {
+    return PoolOffset(reinterpret_cast<uintptr_t>(data) - base_);
+  }
 
   // A Buffer on its way through an entry of a channel.
   struct Outgoing {
@@ -170,6 +184,25 @@ class SessionCore final : public SessionLife {
   ~SessionCore() override;
   absl::Status Init(const layout::UniqueFd& session_segment);
 
+  // The smallest block that can be named by its granule.
+  static constexpr uint64_t kMinSharedBytes = kGranuleBytes;
+
+  // `mine`: the calling thread's.
+  void AddOwner(SlotStocks::Stock& mine) {
+    // relaxed: the caller is an owner meanwhile.
+    if (ABSL_PREDICT_FALSE(!references_->slots().CountOwnerMade(mine))) {
+      owners_.fetch_add(1, std::memory_order_relaxed);
+    }
+  }
+  void DropOwner(SlotStocks::Stock& mine) { DropOwner(*references_, mine); }
+  void DropOwner(References& references, SlotStocks::Stock& mine) {
+    if (ABSL_PREDICT_FALSE(!references.slots().CountOwnerEnded(mine))) Unref();
+  }
+  // What Release leaves to be done if anything is out of the ordinary.
+  void FinishRelease(References::Begun begun, uintptr_t holding, void* data);
+  // And if only the block is still to be freed, and the owner to be dropped.
+  void FinishFree(ThreadCache* cache, Pushed pushed, void* data);
+
   // Where a request is served from.
   struct Place {
     CacheClass c;
@@ -186,6 +219,8 @@ class SessionCore final : public SessionLife {
   // The block at `data`, of this session and in the user's hands, goes back.
   void FreeBlock(void* data);
   Buffer BufferOf(const References::Opened& opened);
+  // `takes`: as References::Open.
+  absl::StatusOr<Buffer> OpenSlowly(const layout::HandleBits& handle, bool takes);
   // Frees what came free while nobody looked; a few references of those that were sent, or all.
   void FreeSettled(bool all) {
     if (references_->any_waiting()) FreeSettledSome(all);
@@ -193,8 +228,6 @@ class SessionCore final : public SessionLife {
   void FreeSettledSome(bool all);
   // Whether blocks of the span can be shared.
   absl::Status CheckShareable(const void* data, uint64_t length) const;
-  // Allocate, where no thread's stack has what is wanted.
-  absl::StatusOr<Buffer> AllocateSlowly(size_t bytes, const AllocateOptions& options);
   // Has the housekeeper finish what waits for others: see References::Settle.
   void NoteWaiting();
   // The housekeeper's part in that; when to do it again.
@@ -215,6 +248,7 @@ class SessionCore final : public SessionLife {
   layout::SessionSegment* segment_ = nullptr;
   MisuseReporter misuse_;
   std::unique_ptr<AddressRange> range_;
+  uintptr_t base_ = 0;  // the range's
   std::unique_ptr<PageMap> pages_;
   std::unique_ptr<SessionCache> cache_;
   std::unique_ptr<References> references_;
@@ -233,6 +267,47 @@ class SessionCore final : public SessionLife {
   std::atomic<uint64_t> owners_{1};
   std::atomic<bool> abandoned_{false};
 };
+
+// Inline: what a hand-over consists of. A thread without a stock at hand takes the long way: that
+// of its first use of a session, and of all in a forked child.
+
+ABSL_ATTRIBUTE_ALWAYS_INLINE inline uintptr_t SessionCore::TryShare(void* data, uint64_t length,
+                                                                    Handle* handle) {
+  References& references = *references_;
+  SlotStocks::Stock* const mine = references.slots().MineAtHand();
+  if (ABSL_PREDICT_FALSE(mine == nullptr || length < kMinSharedBytes)) return 0;
+  Held held(0);
+  if (ABSL_PREDICT_FALSE(!references.TryShare(*mine, OffsetOf(data), length, &held, handle))) {
+    return 0;
+  }
+  return held.bits();
+}
+
+ABSL_ATTRIBUTE_ALWAYS_INLINE inline void SessionCore::Release(uintptr_t holding, void* data) {
+  References& references = *references_;
+  SlotStocks::Stock* const mine = references.slots().MineAtHand();
+  if (ABSL_PREDICT_FALSE(mine == nullptr)) {
+    return FinishRelease(References::Begun::kNothing, holding, data);
+  }
+  if (holding != 0) {
+    const Held held(holding);
+    const References::Begun begun = references.BeginRelease(*mine, held, OffsetOf(data));
+    if (ABSL_PREDICT_FALSE(begun != References::Begun::kFinished)) {
+      return FinishRelease(begun, holding, data);
+    }
+    if (!held.owned()) return DropOwner(references, *mine);
+  }
+  ThreadCache* const cache = hot_cache;
+  if (NoteFreed(data, __builtin_return_address(0))) {
+    // As a pointer to the base, which is the key that threads know the session by.
+    const Pushed pushed =
+        TryPush(cache, &ThreadCache::core, static_cast<const SessionLife*>(this), data);
+    if (ABSL_PREDICT_FALSE(pushed.result != Pushed::kDone)) {
+      return FinishFree(cache, pushed, data);
+    }
+  }
+  DropOwner(references, *mine);
+}
 
 }  // namespace internal
 }  // namespace spanpool

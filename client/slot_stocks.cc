@@ -138,24 +138,22 @@ int64_t SlotStocks::GatherOwners() {
   int64_t owners = 0;
   // A stock that is added later is of a thread that sees what was gathered.
   for (const std::unique_ptr<Stock>& stock : stocks_) {
-    // Its thread needs no lock to come to the end of this, only to run.
-    while (stock->counting_owner_.load(std::memory_order_acquire)) sched_yield();
-    owners += stock->owners_.load(std::memory_order_relaxed);
+    // Its thread needs no lock to come to the end of counting, only to run.
+    int64_t twice;
+    while (((twice = stock->owners_.load(std::memory_order_acquire)) & 1) != 0) sched_yield();
+    owners += twice / 2;
   }
   return owners;
 }
 
 SlotStocks::Counts SlotStocks::counts() {
-  const auto get = [](const std::atomic<uint64_t>& count) {
-    return count.load(std::memory_order_relaxed);
-  };
   Counts counts;
   RankedMutexLock lock(&mu_);
   for (const std::unique_ptr<Stock>& stock : stocks_) {
-    counts.shares += get(stock->shares_);
-    counts.opens += get(stock->opens_);
-    counts.releases += get(stock->releases_);
-    counts.sends += get(stock->sends_);
+    counts.shares += ReadCount(&stock->shares_);
+    counts.opens += ReadCount(&stock->opens_);
+    counts.releases += ReadCount(&stock->releases_);
+    counts.sends += ReadCount(&stock->sends_);
   }
   return counts;
 }

@@ -38,6 +38,7 @@
 #include "allocator/lock_rank.h"
 #include "client/asymmetric_fence.h"
 #include "proto/layout/session_segment.h"
+#include "spanpool/thread_cache.h"
 
 namespace spanpool::internal {
 
@@ -56,27 +57,28 @@ class SlotStocks {
   // One thread's. Its counts are written by the thread alone and read by anyone.
   class Stock {
    public:
-    void CountShare() { Count(&shares_); }
-    void CountOpen() { Count(&opens_); }
-    void CountRelease() { Count(&releases_); }
-    void CountSend() { Count(&sends_); }
+    // A slot can be taken, or given back, without the session's list.
+    bool can_take() const { return size_ != 0; }
+    bool can_give() const { return size_ != kMost; }
+
+    void CountShare() { CountOne(&shares_); }
+    void CountOpen() { CountOne(&opens_); }
+    void CountRelease() { CountOne(&releases_); }
+    void CountSend() { CountOne(&sends_); }
 
    private:
     friend class SlotStocks;
     static constexpr uint32_t kMost = 64;
-    static void Count(std::atomic<uint64_t>* count) {
-      // relaxed: one writer.
-      count->store(count->load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
-    }
 
     uint32_t size_ = 0;
-    uint32_t slots_[kMost];
-    std::atomic<bool> counting_owner_{false};
+    // Owners that were made less owners that ended, times 2; plus 1 while the thread is counting.
     std::atomic<int64_t> owners_{0};
-    std::atomic<uint64_t> shares_{0};
-    std::atomic<uint64_t> opens_{0};
-    std::atomic<uint64_t> releases_{0};
-    std::atomic<uint64_t> sends_{0};
+    // Counted by CountOne, read by anyone with ReadCount.
+    uint64_t shares_ = 0;
+    uint64_t opens_ = 0;
+    uint64_t releases_ = 0;
+    uint64_t sends_ = 0;
+    uint32_t slots_[kMost];
   };
 
   // `segment` is mapped for writing and outlives this; `capacity` slots of it may be used.
@@ -91,34 +93,35 @@ class SlotStocks {
     if (ABSL_PREDICT_TRUE(known.id == id_)) return *known.stock;
     return FindMine();
   }
+  // The same, if the thread used no other session since; otherwise null. In a forked child the
+  // parent's sessions have none.
+  Stock* MineAtHand() {
+    const Known& known = known_stocks.of[0];
+    if (ABSL_PREDICT_FALSE(known.id != id_)) return nullptr;
+    if (known.stock == nullptr) __builtin_unreachable();  // spares the caller's test
+    return known.stock;
+  }
 
   // A slot that is FREE, from now on the caller's; kNoSlot if all are in use.
   uint32_t Take(Stock& mine) {
-    if (ABSL_PREDICT_FALSE(mine.size_ == 0) && !Refill(mine)) return kNoSlot;
-    return mine.slots_[--mine.size_];
+    if (ABSL_PREDICT_FALSE(!mine.can_take()) && !Refill(mine)) return kNoSlot;
+    return TakeAtHand(mine);
   }
+  // Requires mine.can_take().
+  static uint32_t TakeAtHand(Stock& mine) { return mine.slots_[--mine.size_]; }
   // Gives back a slot whose word is FREE.
   void Give(Stock& mine, uint32_t slot) {
-    if (ABSL_PREDICT_FALSE(mine.size_ == Stock::kMost)) Empty(mine, Stock::kMost / 2);
-    mine.slots_[mine.size_++] = slot;
+    if (ABSL_PREDICT_FALSE(!mine.can_give())) Empty(mine, Stock::kMost / 2);
+    GiveAtHand(mine, slot);
   }
+  // Requires mine.can_give().
+  static void GiveAtHand(Stock& mine, uint32_t slot) { mine.slots_[mine.size_++] = slot; }
 
-  // Counts `change` owners, 1 or -1, for the calling thread, which is one until this returns; after
-  // that nothing of `mine` is touched. False, and nothing was counted: GatherOwners() was called.
-  bool CountOwner(Stock& mine, int64_t change) {
-    // Where threads cannot be fenced this is so from the start.
-    mine.counting_owner_.store(true, kFencedStore);
-    LightFence();
-    const bool counts = !gathered_.load(kFencedLoad);
-    if (ABSL_PREDICT_TRUE(counts)) {
-      // relaxed: one writer.
-      mine.owners_.store(mine.owners_.load(std::memory_order_relaxed) + change,
-                         std::memory_order_relaxed);
-    }
-    // release: pairs with the acquire in GatherOwners; the count is written.
-    mine.counting_owner_.store(false, std::memory_order_release);
-    return counts;
-  }
+  // Counts an owner that was made or has ended, for the calling thread, which is one until this
+  // returns; after that nothing of `mine` is touched. False, and nothing was counted:
+  // GatherOwners() was called.
+  bool CountOwnerMade(Stock& mine) { return CountOwner(mine, 1); }
+  bool CountOwnerEnded(Stock& mine) { return CountOwner(mine, -1); }
   // How many owners were counted by all threads; from the second call on, 0.
   int64_t GatherOwners() ABSL_LOCKS_EXCLUDED(mu_);
 
@@ -140,6 +143,18 @@ class SlotStocks {
   static constinit thread_local KnownStocks known_stocks __attribute__((tls_model("initial-exec")));
 
   Stock& FindMine();
+  bool CountOwner(Stock& mine, int64_t change) {
+    // relaxed: one writer.
+    const int64_t owners = mine.owners_.load(std::memory_order_relaxed);
+    mine.owners_.store(owners + 1, kFencedStore);
+    LightFence();
+    // Where threads cannot be fenced this is so from the start.
+    const bool counts = !gathered_.load(kFencedLoad);
+    // release: pairs with the acquire in GatherOwners; the stock is not touched after.
+    mine.owners_.store(owners + (ABSL_PREDICT_TRUE(counts) ? 2 * change : 0),
+                       std::memory_order_release);
+    return counts;
+  }
   bool Refill(Stock& mine) ABSL_LOCKS_EXCLUDED(mu_);
   // Moves all but `keep` slots to the session's list.
   void Empty(Stock& mine, uint32_t keep) ABSL_LOCKS_EXCLUDED(mu_);

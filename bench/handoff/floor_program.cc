@@ -2,12 +2,13 @@
 //
 //   floor_program ring       the ring alone
 //   floor_program protocol   the ring, and what the reference protocol does to the blocks' words:
-//                            shared, opened, released by the receiver, released by the sender,
-//                            collected; each a compare-and-swap, on words that lie as those of
-//                            neighbouring blocks of a pool do. No slots, no allocator, no checks
-//                            but those that a compare-and-swap makes
+//                            shared, opened, released by the receiver, released and at once
+//                            collected by the sender. Four compare-and-swaps, on words that lie
+//                            as those of neighbouring blocks of a pool do. No slots, no
+//                            allocator, no checks but those that a compare-and-swap makes
 
 #include <atomic>
+#include <functional>
 #include <iostream>
 #include <memory>
 #include <string_view>
@@ -40,12 +41,12 @@ struct Shared {
 };
 
 // Changes a word by the transition `to` until the compare-and-swap succeeds.
-template <BlockWord (BlockWord::*to)() const>
+template <auto to>
 BlockWord Change(Word& word) {
   uint64_t bits = word.load(std::memory_order_acquire);
   BlockWord after;
   do {
-    after = (BlockWord(bits).*to)();
+    after = std::invoke(to, BlockWord(bits));
   } while (!word.compare_exchange_weak(bits, after.bits(), std::memory_order_acq_rel,
                                        std::memory_order_acquire));
   return after;
@@ -92,8 +93,8 @@ class FloorSender final : public FloorSide {
       if constexpr (kWords) {
         Word& word = WordAt(place);
         if (!BlockWord(word.load(std::memory_order_relaxed)).is_private()) {
-          Change<&BlockWord::Released>(word);
-          Change<&BlockWord::Collected>(word);
+          // The receiver has let go: a place is free for new only then.
+          Change<[](BlockWord last) { return last.Released().Collected(); }>(word);
         }
       }
       WriteEnds(BlockAt(place), bytes_, number);

@@ -12,22 +12,17 @@
 namespace spanpool::bench {
 
 absl::StatusOr<std::unique_ptr<HugePages>> HugePages::Reserve(uint64_t pages) {
-  auto set_aside = testing::HugePages::SetAside(pages);
-  if (!set_aside.ok()) return set_aside.status();
-  std::unique_ptr<HugePages> huge(new HugePages(*std::move(set_aside)));
-  huge->folder_ = testing::TemporaryDirectory();
-  if (mount("none", huge->folder_.c_str(), "hugetlbfs", 0, "pagesize=2M") != 0) {
+  std::string folder = testing::TemporaryDirectory();
+  auto set_aside = testing::HugePages::SetAside(pages, folder);
+  if (!set_aside.ok()) {
+    rmdir(folder.c_str());
+    return set_aside.status();
+  }
+  if (mount("none", folder.c_str(), "hugetlbfs", 0, "pagesize=2M") != 0) {
     return absl::PermissionDeniedError(
         absl::StrCat("hugetlbfs cannot be mounted: ", std::strerror(errno)));
   }
-  huge->mounted_ = true;
-  return huge;
-}
-
-HugePages::~HugePages() {
-  // Lazily: a process of the suite that is being killed may have files open yet.
-  if (mounted_) umount2(folder_.c_str(), MNT_DETACH);
-  if (!folder_.empty()) rmdir(folder_.c_str());
+  return std::unique_ptr<HugePages>(new HugePages(std::move(folder), *std::move(set_aside)));
 }
 
 }  // namespace spanpool::bench

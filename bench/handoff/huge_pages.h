@@ -1,5 +1,5 @@
-// Huge pages of 2 MiB for as long as a suite runs: reserved from the kernel and given back, with a
-// folder of their own. Needs root.
+// Huge pages of 2 MiB for as long as a suite runs: reserved from the kernel and given back however
+// the suite ends, with a folder of their own. Needs root.
 
 #ifndef SPANPOOL_BENCH_HANDOFF_HUGE_PAGES_H_
 #define SPANPOOL_BENCH_HANDOFF_HUGE_PAGES_H_
@@ -21,7 +21,7 @@ class HugePages {
   //   PERMISSION_DENIED   this user may not reserve or mount
   //   RESOURCE_EXHAUSTED  the kernel did not find so much memory in pieces of 2 MiB
   static absl::StatusOr<std::unique_ptr<HugePages>> Reserve(uint64_t pages);
-  ~HugePages();
+  ~HugePages() = default;
   HugePages(const HugePages&) = delete;
   HugePages& operator=(const HugePages&) = delete;
 
@@ -29,11 +29,11 @@ class HugePages {
   const std::string& folder() const { return folder_; }
 
  private:
-  explicit HugePages(std::unique_ptr<testing::HugePages> pages) : pages_(std::move(pages)) {}
+  HugePages(std::string folder, std::unique_ptr<testing::HugePages> pages)
+      : folder_(std::move(folder)), pages_(std::move(pages)) {}
 
-  const std::unique_ptr<testing::HugePages> pages_;
-  std::string folder_;
-  bool mounted_ = false;
+  const std::string folder_;
+  const std::unique_ptr<testing::HugePages> pages_;  // also unmounts and removes the folder
 };
 
 }  // namespace spanpool::bench

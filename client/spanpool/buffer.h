@@ -16,8 +16,30 @@
 
 namespace spanpool {
 
+class Buffer;
+class Session;
+
 namespace internal {
 class SessionCore;
+
+// Who has one may make Buffers.
+class BufferKey {
+  friend class SessionCore;
+  friend class spanpool::Buffer;
+  friend class spanpool::Session;
+  constexpr BufferKey() {}  // NOLINT(modernize-use-equals-default): or anybody could write {}
+};
+
+// The common cases of what Buffers are made, shared and dropped by, as far as they need the
+// session's internals. By value: then a Buffer that a function makes, shares and ends need not be
+// in memory.
+//
+// A block for a Buffer; null: it takes more.
+void* TakeBlock(SessionCore* core, size_t bytes);
+// What the block is held as when it is shared (client/buffer.cc); 0: it takes more.
+uintptr_t ShareBlock(SessionCore* core, void* data, size_t size, Handle* handle);
+// The end of a Buffer.
+void DropBlock(SessionCore* core, void* data, uintptr_t holding);
 }  // namespace internal
 
 // Move-only; the block lives at least as long as a Buffer for it does, in this process or another.
@@ -94,32 +116,48 @@ class Buffer {
   // Another owner in this process. Cheap: no shared memory is touched.
   Buffer Ref() const;
 
+  // The library's.
+  Buffer(internal::BufferKey /*key*/, internal::SessionCore* core, uintptr_t holding, void* data,
+         size_t size)
+      : core_(core), size_(size), data_(static_cast<std::byte*>(data)), holding_(holding) {}
+
  private:
   friend class Session;
   friend class internal::SessionCore;
-  Buffer(internal::SessionCore* core, uintptr_t holding, void* data, size_t size)
-      : core_(core), data_(static_cast<std::byte*>(data)), size_(size), holding_(holding) {}
 
   void Take(Buffer& other) {
     core_ = std::exchange(other.core_, nullptr);
     data_ = std::exchange(other.data_, nullptr);
     size_ = std::exchange(other.size_, 0);
-    // Not exchange(), which is dear: neither buffer is in anybody else's use.
-    holding_.store(other.holding_.load(std::memory_order_relaxed), std::memory_order_relaxed);
-    other.holding_.store(0, std::memory_order_relaxed);
+    holding_ = std::exchange(other.holding_, 0);
   }
+  // Leaves the members as they are.
   void Reset() {
-    if (core_ != nullptr) Release();
+    if (core_ != nullptr) internal::DropBlock(core_, data_, holding_);
   }
-  void Release();
+  absl::StatusOr<Handle> ShareSlowly();
   bool IsShared() const;
+  std::atomic_ref<uintptr_t> HoldingRef() const { return std::atomic_ref<uintptr_t>(holding_); }
 
   internal::SessionCore* core_ = nullptr;
-  std::byte* data_ = nullptr;
   size_t size_ = 0;
+  std::byte* data_ = nullptr;
   // How the block is held (client/buffer.cc): 0 while it is private and this buffer its only owner.
-  mutable std::atomic<uintptr_t> holding_{0};
+  // Const methods, which may run at once, access it by HoldingRef() only.
+  mutable uintptr_t holding_ = 0;
 };
+
+inline absl::StatusOr<Handle> Buffer::Share() {
+  if (__builtin_expect(core_ != nullptr && holding_ == 0, 1)) {
+    Handle handle;
+    const uintptr_t holding = internal::ShareBlock(core_, data_, size_, &handle);
+    if (__builtin_expect(holding != 0, 1)) {
+      holding_ = holding;
+      return handle;
+    }
+  }
+  return ShareSlowly();
+}
 
 }  // namespace spanpool
 

@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "absl/utility/utility.h"
 #include "spanpool/buffer.h"
 #include "spanpool/handle.h"
 #include "spanpool/names.h"
@@ -105,6 +106,9 @@ class Session {
 
   // Opens what this session sent with the handle (Buffer::Send), if nobody has opened it yet: when
   // its receiver is gone, or the user gives up.
+  //
+  // A block that was received and sent again has the same handle: what is taken back is what is
+  // under way now, and only if this session sent that.
   //   NOT_FOUND  it was opened, or this session never sent it
   //   and as Open
   absl::StatusOr<Buffer> TakeBack(const Handle& handle);
@@ -133,6 +137,7 @@ class Session {
   friend class internal::SessionCore;
   explicit Session(internal::SessionCore* core);
 
+  absl::StatusOr<Buffer> AllocateSlow(size_t bytes, const AllocateOptions& options);
   void* MallocSlow(size_t bytes) noexcept;
   void FreeSlow(void* block) noexcept;
   // Debug builds know which blocks are in the user's hands: NoteFreed reports a double free and
@@ -143,6 +148,19 @@ class Session {
   internal::SessionCore* const core_;
   const std::unique_ptr<std::pmr::memory_resource> resource_;
 };
+
+inline absl::StatusOr<Buffer> Session::Allocate(size_t bytes, const AllocateOptions& options) {
+  // Whether these are the default ones the compiler knows, most often.
+  if (options.alignment == AllocateOptions().alignment && !options.zeroed &&
+      options.kind == BlockKind::kNoscan) {
+    void* const block = internal::TakeBlock(core_, bytes);
+    if (__builtin_expect(block != nullptr, 1)) {
+      return absl::StatusOr<Buffer>(absl::in_place, internal::BufferKey(), core_, uintptr_t{0},
+                                    block, bytes);
+    }
+  }
+  return AllocateSlow(bytes, options);
+}
 
 inline void* Session::Malloc(size_t bytes) noexcept {
   // Small sizes are told apart by one comparison.

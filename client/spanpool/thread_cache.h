@@ -167,27 +167,43 @@ inline void* Pop(ThreadCache* cache, const void* ThreadCache::*key_field, const 
   return block;
 }
 
-// Pushes `block` on its stack. False, with nothing done, if it is not the start of a block that
-// has a stack, the stack is full, or the cache is not `key`'s.
-inline bool Push(ThreadCache* cache, const void* ThreadCache::*key_field, const void* key,
-                 void* block) {
+// What a push came to, with what UndoPush is told if its key was gone.
+struct Pushed {
+  enum Result : uint32_t { kDone, kNotDone, kKeyGone } result;
+  uint32_t offset = 0;
+  void** top = nullptr;
+};
+inline Pushed TryPush(ThreadCache* cache, const void* ThreadCache::*key_field, const void* key,
+                      void* block) {
   const uint64_t offset = reinterpret_cast<uintptr_t>(block) - cache->base;
-  if (__builtin_expect(offset >= ReadPlain(&cache->bytes), 0)) return false;
+  if (__builtin_expect(offset >= ReadPlain(&cache->bytes), 0)) return {Pushed::kNotDone};
   const PageEntry* const page = &cache->pages[offset >> 13];
   const size_t stack_offset = ReadPlain(&page->stack);
   auto& stack = *reinterpret_cast<Stack*>(reinterpret_cast<char*>(cache->stacks) + stack_offset);
   const uint32_t residue =
       static_cast<uint32_t>(offset) * stack.reciprocal - ReadPlain(&page->product);
-  if (__builtin_expect(residue >= stack.reciprocal, 0)) return false;
+  if (__builtin_expect(residue >= stack.reciprocal, 0)) return {Pushed::kNotDone};
   void** const top = stack.top.load(std::memory_order_relaxed);
-  if (__builtin_expect(top == stack.limit, 0)) return false;
+  if (__builtin_expect(top == stack.limit, 0)) return {Pushed::kNotDone};
   *top = block;
   stack.top.store(top + 1, kTopOrder);
   std::atomic_signal_fence(std::memory_order_seq_cst);  // as in Pop
   if (__builtin_expect(ReadKey(&(cache->*key_field)) != key, 0)) {
-    return UndoPush(cache, stack_offset, top, key);
+    return {Pushed::kKeyGone, static_cast<uint32_t>(stack_offset), top};
   }
-  return true;
+  return {Pushed::kDone};
+}
+// What is left to do after TryPush. True: the block was pushed.
+inline bool FinishPush(ThreadCache* cache, const void* key, const Pushed& pushed) {
+  if (__builtin_expect(pushed.result == Pushed::kDone, 1)) return true;
+  return pushed.result == Pushed::kKeyGone && UndoPush(cache, pushed.offset, pushed.top, key);
+}
+
+// Pushes `block` on its stack. False, with nothing done, if it is not the start of a block that
+// has a stack, the stack is full, or the cache is not `key`'s.
+inline bool Push(ThreadCache* cache, const void* ThreadCache::*key_field, const void* key,
+                 void* block) {
+  return FinishPush(cache, key, TryPush(cache, key_field, key, block));
 }
 
 }  // namespace spanpool::internal

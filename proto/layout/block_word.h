@@ -51,6 +51,12 @@ class BlockWord {
     return (bits_ & (kFrozen | kFreed | kSent | uint64_t{kMaxRefs} << kRefsShift)) == 0;
   }
   constexpr bool is_shared() const { return refs() != 0 && !freed(); }
+  // One reference, no flag but SENT: Released() of this one is the last, and not yet FREED.
+  constexpr bool is_last() const {
+    return (bits_ & (kFrozen | kFreed | uint64_t{kMaxRefs} << kRefsShift)) == kOneRef;
+  }
+  // At the largest generation a block never is.
+  constexpr bool can_be_collected() const { return generation() != kMaxGeneration; }
   // The reference that was sent under `number` has not been taken.
   constexpr bool IsUnderWay(uint32_t number) const { return sent() && send_number() == number; }
   constexpr uint32_t next_send_number() const { return (send_number() + 1) % kSendNumbers; }
@@ -63,6 +69,9 @@ class BlockWord {
   constexpr BlockWord Released() const {
     return BlockWord((bits_ - kOneRef) | (refs() == 1 ? kFreed : 0));
   }
+  // Release in part: one reference less, and no flag. Requires refs() ≥ 2; or Collected() to
+  // follow.
+  constexpr BlockWord Dropped() const { return BlockWord(bits_ - kOneRef); }
   // Collect: freed → private under the next generation; the era stays. Requires freed(), refs() 0,
   // and generation() < kMaxGeneration: at the largest generation a granule is retired.
   constexpr BlockWord Collected() const { return BlockWord((bits_ & ~(kFreed | kSendMask)) + 1); }

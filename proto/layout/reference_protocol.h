@@ -20,6 +20,8 @@
 #include <atomic>
 #include <cstdint>
 
+#include "absl/base/attributes.h"
+#include "absl/base/optimization.h"
 #include "allocator/units.h"
 #include "proto/layout/block_table.h"
 #include "proto/layout/block_word.h"
@@ -48,38 +50,68 @@ struct Opening {
   BlockWord counted;  // kOpened: the word that was counted up
 };
 
-// Rule 2, a to f. But for kOpened the slot is FREE again.
-inline Opening OpenBlock(SharedSlot& slot, SharedWord& shared, GranuleId granule,
-                         uint64_t generation, uint32_t most_refs) {
+// One turn of rule 2, b to e, on a word that was `*bits`; the slot is ACQUIRING. False: somebody
+// else changed the word, which is `*bits` now.
+ABSL_ATTRIBUTE_ALWAYS_INLINE inline bool TryOpen(SharedSlot& slot, SharedWord& shared,
+                                                 GranuleId granule, uint64_t generation,
+                                                 uint32_t most_refs, uint64_t* bits,
+                                                 Opening* opening) {
   const uint64_t acquiring = Slot(SlotState::kAcquiring, granule).bits();
-  const auto refuse = [&slot](OpenResult why) {
+  const auto refuse = [&slot, opening](OpenResult why) {
     FreeSlot(slot);  // f
-    return Opening{why, BlockWord()};
+    *opening = {why, BlockWord()};
+    return true;
   };
-  PrefetchForChange(shared);
-  SPANPOOL_STEP("open.2a");
-  slot.store(acquiring, std::memory_order_release);
-  uint64_t bits = shared.load(std::memory_order_acquire);  // b
-  for (int tries = 0;; ++tries) {
-    const BlockWord word(bits);
-    if (word.frozen() || tries == kMaxWordTries) return refuse(OpenResult::kFrozen);
-    if (word.generation() != generation || !word.is_shared()) return refuse(OpenResult::kRefused);
-    if (word.refs() >= most_refs) return refuse(OpenResult::kFull);
-    if (slot.load(std::memory_order_acquire) != acquiring) return refuse(OpenResult::kFrozen);  // c
-    SPANPOOL_STEP("open.2d");
-    // acquire: pairs with the release of the sharer, whose writes to the block are seen.
-    if (shared.compare_exchange_weak(bits, word.Acquired().bits(), std::memory_order_acq_rel,
-                                     std::memory_order_acquire)) {
-      break;
-    }
+  const BlockWord word(*bits);
+  if (ABSL_PREDICT_FALSE(word.frozen())) return refuse(OpenResult::kFrozen);
+  if (ABSL_PREDICT_FALSE(word.generation() != generation || !word.is_shared())) {
+    return refuse(OpenResult::kRefused);
+  }
+  if (ABSL_PREDICT_FALSE(word.refs() >= most_refs)) return refuse(OpenResult::kFull);
+  if (ABSL_PREDICT_FALSE(slot.load(std::memory_order_acquire) != acquiring)) {
+    return refuse(OpenResult::kFrozen);  // c
+  }
+  SPANPOOL_STEP("open.2d");
+  // acquire: pairs with the release of the sharer, whose writes to the block are seen.
+  if (ABSL_PREDICT_FALSE(!shared.compare_exchange_weak(
+          *bits, word.Acquired().bits(), std::memory_order_acq_rel, std::memory_order_acquire))) {
+    return false;
   }
   SPANPOOL_STEP("open.2e");
   uint64_t expected = acquiring;
-  if (!slot.compare_exchange_strong(expected, Slot(SlotState::kHeld, granule).bits(),
-                                    std::memory_order_acq_rel, std::memory_order_acquire)) {
+  if (ABSL_PREDICT_FALSE(
+          !slot.compare_exchange_strong(expected, Slot(SlotState::kHeld, granule).bits(),
+                                        std::memory_order_acq_rel, std::memory_order_acquire))) {
     return refuse(OpenResult::kFrozen);  // a recount left this reference out: nothing to undo
   }
-  return {OpenResult::kOpened, BlockWord(bits)};
+  *opening = {OpenResult::kOpened, word};
+  return true;
+}
+
+// The turns after the first.
+[[gnu::cold, gnu::noinline]] inline Opening KeepOpening(SharedSlot& slot, SharedWord& shared,
+                                                        GranuleId granule, uint64_t generation,
+                                                        uint32_t most_refs, uint64_t bits) {
+  Opening opening{OpenResult::kFrozen, BlockWord()};
+  for (int tries = 1; tries < kMaxWordTries; ++tries) {
+    if (TryOpen(slot, shared, granule, generation, most_refs, &bits, &opening)) return opening;
+  }
+  FreeSlot(slot);  // f
+  return opening;
+}
+
+// Rule 2, a to f. But for kOpened the slot is FREE again.
+inline Opening OpenBlock(SharedSlot& slot, SharedWord& shared, GranuleId granule,
+                         uint64_t generation, uint32_t most_refs) {
+  PrefetchForChange(shared);
+  SPANPOOL_STEP("open.2a");
+  slot.store(Slot(SlotState::kAcquiring, granule).bits(), std::memory_order_release);
+  uint64_t bits = shared.load(std::memory_order_acquire);  // b
+  Opening opening;
+  if (ABSL_PREDICT_TRUE(TryOpen(slot, shared, granule, generation, most_refs, &bits, &opening))) {
+    return opening;
+  }
+  return KeepOpening(slot, shared, granule, generation, most_refs, bits);
 }
 
 enum class ReleaseResult {
@@ -109,9 +141,7 @@ inline ReleaseResult ReleaseBlock(SharedSlot& slot, SharedWord& shared, GranuleI
     if (slot.load(std::memory_order_acquire) != releasing) return ReleaseResult::kNone;  // c
     if (word.refs() == 0) return ReleaseResult::kNone;  // written over: nothing of ours is in it
     BlockWord next = word.Released();
-    // At the largest generation a block is never collected.
-    const bool collected =
-        collects && word.refs() == 1 && !word.freed() && word.generation() != kMaxGeneration;
+    const bool collected = collects && word.is_last() && word.can_be_collected();
     if (collected) next = next.Collected();
     SPANPOOL_STEP("release.3d");
     // release: this process's reads and writes of the block come before its reuse. acquire, for one
@@ -122,6 +152,30 @@ inline ReleaseResult ReleaseBlock(SharedSlot& slot, SharedWord& shared, GranuleI
       return word.refs() == 1 ? ReleaseResult::kFreed : ReleaseResult::kLivesOn;
     }
   }
+}
+
+// The two ends that are common, in as few steps as they take: with `collects` kCollected, without
+// kLivesOn. False: it is another, or somebody else changed the word; nothing was done, and
+// ReleaseBlock does it.
+ABSL_ATTRIBUTE_ALWAYS_INLINE inline bool TryReleaseBlock(SharedSlot& slot, SharedWord& shared,
+                                                         GranuleId granule, bool collects) {
+  uint64_t bits = shared.load(std::memory_order_acquire);  // b
+  const BlockWord word(bits);
+  if (ABSL_PREDICT_FALSE(slot.load(std::memory_order_acquire) !=
+                         Slot(SlotState::kReleasing, granule).bits())) {
+    return false;  // c
+  }
+  BlockWord next = word.Dropped();
+  if (collects) {
+    if (ABSL_PREDICT_FALSE(!word.is_last() || !word.can_be_collected())) return false;
+    next = next.Collected();
+  } else if (ABSL_PREDICT_FALSE(word.frozen() || word.refs() < 2)) {
+    return false;
+  }
+  SPANPOOL_STEP("release.3d");
+  // As in ReleaseBlock.
+  return ABSL_PREDICT_TRUE(shared.compare_exchange_strong(
+      bits, next.bits(), std::memory_order_acq_rel, std::memory_order_acquire));
 }
 
 enum class TakeResult {

@@ -1,6 +1,7 @@
 #include "tests/support/huge_pages.h"
 
 #include <fcntl.h>
+#include <sys/mount.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -49,7 +50,8 @@ void GiveBack(uint64_t pages) {
 
 uint64_t HugePages::Free() { return ReadCount(kFree); }
 
-absl::StatusOr<std::unique_ptr<HugePages>> HugePages::SetAside(uint64_t pages) {
+absl::StatusOr<std::unique_ptr<HugePages>> HugePages::SetAside(uint64_t pages,
+                                                               const std::string& folder) {
   const uint64_t before = ReadCount(kSetAside);
   if (!WriteSetAside(before + pages)) {
     return absl::PermissionDeniedError(
@@ -75,6 +77,11 @@ absl::StatusOr<std::unique_ptr<HugePages>> HugePages::SetAside(uint64_t pages) {
     close_range(STDIN_FILENO + 1, UINT_MAX, 0);
     char byte;
     while (read(STDIN_FILENO, &byte, 1) < 0 && errno == EINTR) {
+    }
+    if (!folder.empty()) {
+      // Lazily: a process that is being killed may have files open yet.
+      umount2(folder.c_str(), MNT_DETACH);
+      rmdir(folder.c_str());
     }
     GiveBack(got);
     _exit(0);

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -16,10 +17,13 @@ namespace spanpool::testing {
 class HugePages {
  public:
   // Has the kernel set aside `pages` more than there are, until this object goes. If this process
-  // ends before, however it does, they are given back then.
+  // ends before, however it does, they are given back then; before that, the file system that is
+  // mounted on `folder`, if one is named, is unmounted and the folder removed: its files hold
+  // pages.
   //   PERMISSION_DENIED   this user may not
   //   RESOURCE_EXHAUSTED  the kernel did not find so much memory in pieces of 2 MiB
-  static absl::StatusOr<std::unique_ptr<HugePages>> SetAside(uint64_t pages);
+  static absl::StatusOr<std::unique_ptr<HugePages>> SetAside(uint64_t pages,
+                                                             const std::string& folder = "");
   ~HugePages();
   HugePages(const HugePages&) = delete;
   HugePages& operator=(const HugePages&) = delete;

@@ -180,8 +180,8 @@ TEST_F(Install, TheSharedLibraryExportsNothingButTheInterface) {
   const ShellResult symbols = Shell("nm -DC --defined-only " + prefix() + "/lib/libspanpool.so");
   ASSERT_TRUE(symbols.ok()) << symbols;
   const std::regex allowed(
-      R"(\w+ A SPANPOOL_0|\w+ T spanpool::(Session|Buffer|Channel|Handle|NameWatch)::.*@@SPANPOOL_0)"
-      R"(|\w+ T spanpool::internal::Undo(Pop|Push)\(.*@@SPANPOOL_0)"
+      R"(\w+ A SPANPOOL_0|\w+ [TW] spanpool::(Session|Buffer|Channel|Handle|NameWatch)::.*@@SPANPOOL_0)"
+      R"(|\w+ T spanpool::internal::(DropBlock|ShareBlock|TakeBlock|UndoPop|UndoPush)\(.*@@SPANPOOL_0)"
       R"(|\w+ D spanpool::internal::hot_cache@@SPANPOOL_0)");
   for (absl::string_view line : absl::StrSplit(symbols.output, '\n', absl::SkipEmpty())) {
     EXPECT_TRUE(std::regex_match(std::string(line), allowed)) << line;

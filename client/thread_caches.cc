@@ -18,8 +18,8 @@
 namespace spanpool::internal {
 namespace {
 
-// Most that the stacks of one thread hold, and those of a session's threads together, in a pool that
-// is large enough.
+// Most that the stacks of one thread hold, and those of a session's threads together, in a pool
+// that is large enough.
 constexpr uint64_t kThreadCapBytes = 4 << 20;
 constexpr uint64_t kSessionCapBytes = 64 << 20;
 
@@ -407,8 +407,7 @@ ThreadCaches::OwnedCache* ThreadCaches::Mine() {
 
 uint64_t ThreadCaches::CapBytes() const {
   // The calling thread is one.
-  return std::min(thread_cap_bytes_,
-                  session_cap_bytes_ / threads_.load(std::memory_order_relaxed));
+  return std::min(thread_cap_bytes_, session_cap_bytes_ / threads_.load(std::memory_order_relaxed));
 }
 
 absl::StatusOr<void*> ThreadCaches::Allocate(CacheClass c) {

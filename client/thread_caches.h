@@ -127,9 +127,9 @@ class ThreadCaches {
 
   // Guarded by the registry's mutex.
   const void* session_key_ = nullptr;
-  OwnedCache* caches_ = nullptr;  // of living threads
-  OwnedCache* spare_ = nullptr;   // put aside
-  Counts ended_;                  // of threads that ended
+  OwnedCache* caches_ = nullptr;      // of living threads
+  OwnedCache* spare_ = nullptr;       // put aside
+  Counts ended_;                      // of threads that ended
   std::atomic<uint32_t> threads_{0};  // in caches_; written with the mutex, read without
   // Registered sessions of the process.
   ThreadCaches* next_ = nullptr;

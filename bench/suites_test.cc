@@ -1,14 +1,21 @@
 // Every suite runs, and says what it is there to say. What the figures are is not this test's
 // business, but for those that are no times: nothing may be lost.
 
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
 #include <map>
+#include <random>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "bench/child.h"
+#include "bench/trace/trace_format.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 
@@ -56,6 +63,43 @@ class Report {
  private:
   std::map<Figure, double> figures_;
 };
+
+// A trace of a few thousand blocks: of most sizes, freed in another order, some never.
+void WriteTrace(const std::string& path) {
+  std::vector<unsigned char> events(20'000 * kMaxEventBytes);
+  unsigned char* end = events.data();
+  std::vector<uint64_t> live;
+  std::mt19937_64 random(1);
+  uint64_t ids = 0;
+  for (int i = 0; i < 10'000; ++i) {
+    end = PutEvent({TraceEvent::Kind::kAlloc, 1 + random() % (uint64_t{1} << random() % 18)}, ids,
+                   end);
+    live.push_back(ids++);
+    if (live.size() < 500) continue;
+    std::swap(live[random() % live.size()], live.back());
+    end = PutEvent({TraceEvent::Kind::kFree, live.back()}, ids, end);
+    live.pop_back();
+  }
+  TraceHeader header;
+  std::memcpy(header.magic, kTraceMagic, sizeof(header.magic));
+  header.event_bytes = static_cast<uint64_t>(end - events.data());
+  std::ofstream file(path, std::ios::binary);
+  file.write(reinterpret_cast<const char*>(&header), sizeof(header));
+  file.write(reinterpret_cast<const char*>(events.data()),
+             static_cast<std::streamsize>(header.event_bytes));
+}
+
+TEST(SuitesTest, Fragmentation) {
+  const std::string folder = std::getenv("TEST_TMPDIR");
+  WriteTrace(folder + "/made_up.trace");
+  const Report report("fragmentation", "", {"--traces", folder});
+  for (const std::string system : {"spanpool", "size_class", "linear", "free_list", "glibc"}) {
+    EXPECT_GE(report.Value("made_up", system, "peak_over_live"), 1) << system;
+    EXPECT_GE(report.Value("made_up", system, "external_waste"), 0) << system;
+    EXPECT_GT(report.Value("made_up", system, "ns_per_op"), 0) << system;
+  }
+  EXPECT_GT(report.Value("made_up", "replay_alone", "ns_per_op"), 0);
+}
 
 TEST(SuitesTest, Heap) {
   const Report report("heap");

@@ -185,10 +185,7 @@ absl::StatusOr<SessionCache::Taken> SessionCache::Take(CacheClass c, absl::Span<
         taken.blocks = TakeLocked(c, cache, blocks, alignment);
       }
       if (taken.blocks > 0) {
-        if (resting_.load(std::memory_order_relaxed)) {
-          resting_.store(false, std::memory_order_relaxed);
-          wake_();
-        }
+        NoteUse();
         CheckLowLocked(c, cache);
         return taken;
       }
@@ -278,6 +275,7 @@ void SessionCache::LetGo(PoolOffset offset) {
   const uint32_t index = span->BlockAt(offset);
   SPANPOOL_CHECK(index < span->blocks && !span->IsFree(index) && !span->IsElsewhere(index));
   SetAwayLocked(cache, span, index);
+  NoteUse();
   // The last reference may have gone before the block was marked; its hint may be spent already.
   const GranuleId granule = GranuleOf(offset);
   layout::BlockTable& table = range_->TableOf(ArenaOf(granule));
@@ -363,7 +361,8 @@ void SessionCache::EndReturning() {
   --returning_;
 }
 
-absl::StatusOr<ExchangeResult> SessionCache::ExchangeNow(absl::Span<const SpanWish> wishes) {
+absl::StatusOr<ExchangeResult> SessionCache::ExchangeNow(absl::Span<const SpanWish> wishes,
+                                                         bool flush) {
   std::vector<GrantSequence> returns;
   {
     // Before they leave the list, so that at any time they are seen in it or on their way.
@@ -372,6 +371,10 @@ absl::StatusOr<ExchangeResult> SessionCache::ExchangeNow(absl::Span<const SpanWi
   }
   {
     RankedMutexLock lock(&mu_);
+    if (flush) {
+      mu_.Await(absl::Condition(
+          +[](int* prefaulting) { return *prefaulting == 0; }, &prefaulting_));
+    }
     const size_t count = prefaulting_ > 0 ? 0 : std::min(returns_.size(), kReturnsPerMessage);
     returns.assign(returns_.end() - static_cast<ptrdiff_t>(count), returns_.end());
     returns_.resize(returns_.size() - count);
@@ -532,13 +535,26 @@ void SessionCache::NoteSecond() {
   }
 }
 
-void SessionCache::GiveBackHalf() {
+void SessionCache::StopResting() {
+  SetResting(false);
+  wake_();
+}
+
+bool SessionCache::GiveBackHalf() {
+  bool left = false;
   for (size_t i = 0; i < kCacheClasses; ++i) {
     ClassCache& cache = classes_[i];
     RankedMutexLock lock(&cache.mu);
+    for (ClientSpan* span = cache.to_sweep.front(); span != nullptr;) {
+      ClientSpan* const next = span->next_away;
+      SweepSpanLocked(cache, span, /*all=*/false);
+      span = next;
+    }
     RetireHalfLocked(cache);
+    left |= RetireHalfElsewhereLocked(cache) || cache.idle.front() != nullptr;
   }
   FlushReturns().IgnoreError();
+  return left;
 }
 
 void SessionCache::RetireHalfLocked(ClassCache& cache) {
@@ -549,17 +565,34 @@ void SessionCache::RetireHalfLocked(ClassCache& cache) {
   cache.demand = std::max<uint32_t>(1, cache.demand / 2);
 }
 
+bool SessionCache::RetireHalfElsewhereLocked(ClassCache& cache) {
+  size_t spans = 0;
+  for (ClientSpan* span = cache.to_sweep.front(); span != nullptr; span = span->next_away) {
+    if (span->returnable()) ++spans;
+  }
+  if (spans == 0) return false;
+  size_t retired = 0;
+  for (ClientSpan* span = cache.to_sweep.front(); retired < (spans + 1) / 2;) {
+    ClientSpan* const next = span->next_away;
+    if (span->returnable()) {
+      RetireLocked(cache, span);
+      ++retired;
+    }
+    span = next;
+  }
+  cache.demand = std::max<uint32_t>(1, cache.demand / 2);
+  return retired < spans;
+}
+
 absl::Status SessionCache::FlushReturns() {
   size_t messages;
   {
     RankedMutexLock lock(&mu_);
-    mu_.Await(absl::Condition(
-        +[](int* prefaulting) { return *prefaulting == 0; }, &prefaulting_));
     messages = (returns_.size() + kReturnsPerMessage - 1) / kReturnsPerMessage;
   }
   // Counted first: answers may bring more to return.
   for (; messages > 0; --messages) {
-    absl::StatusOr<ExchangeResult> result = ExchangeNow({});
+    absl::StatusOr<ExchangeResult> result = ExchangeNow({}, /*flush=*/true);
     if (!result.ok()) return result.status();
   }
   RankedMutexLock lock(&returning_mu_);

@@ -9,7 +9,8 @@
 // time, up to a cap in bytes, and half as many once some were given back unused. The first message
 // of a session also brings a span of every small class, so that a program which uses many sizes
 // does not wait for each. A class that is about to run dry is prefetched in the background, and
-// what has been idle for long is given back, if the session has a housekeeper.
+// what has been idle for long is given back, if the session has a housekeeper; that too which only
+// others refer to.
 //
 // A span of a class is in one list:
 //   partial  some blocks are free
@@ -53,8 +54,8 @@ namespace spanpool::internal {
 class SessionCache {
  public:
   // All outlive the cache. `limit_bytes` is the pool's.
-  // `wake` asks for KeepHouse to be called soon, and says whether it will be. Called with a class's
-  // lock held.
+  // `wake` asks for KeepHouse to be called soon, and says whether it will be. A class's lock may be
+  // held when it is called.
   SessionCache(uint64_t limit_bytes, SpanSource* source, AddressRange* range, PageMap* pages,
                MisuseReporter* misuse, std::function<bool()> wake);
   ~SessionCache();
@@ -96,11 +97,19 @@ class SessionCache {
   // less, and later.
   void NoteSecond();
 
-  // Wakes the housekeeper when the cache is next used.
-  void Rest() { resting_.store(true, std::memory_order_relaxed); }
+  // Whether the housekeeper is to be woken when there comes to be something to give back.
+  void SetResting(bool resting) { resting_.store(resting, std::memory_order_relaxed); }
+  bool resting() const { return resting_.load(std::memory_order_relaxed); }
+  // Something may be idle from now on that was not. Threads' stacks call this, too, since nobody
+  // else knows of the blocks in them.
+  void NoteUse() {
+    if (resting()) StopResting();
+  }
 
-  // Gives back half of each class's idle spans, the oldest.
-  void GiveBackHalf();
+  // Gives back half of each class's spans that no block keeps here, the oldest: of those that are
+  // idle, after a sweep of those with hints, and of those whose blocks live on only elsewhere.
+  // False: no such span is left.
+  bool GiveBackHalf();
 
   // Returns every span, in use or not; called last.
   absl::Status ReturnAll();
@@ -159,7 +168,11 @@ class SessionCache {
   uint32_t SweepSpanLocked(ClassCache& cache, ClientSpan* span, bool all)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(cache.mu);
   uint32_t SweepLocked(ClassCache& cache, uint32_t wanted) ABSL_EXCLUSIVE_LOCKS_REQUIRED(cache.mu);
+  void StopResting();
+  // Retires the older half of the idle spans.
   void RetireHalfLocked(ClassCache& cache) ABSL_EXCLUSIVE_LOCKS_REQUIRED(cache.mu);
+  // The same of spans that others' references alone keep. False: none is left.
+  bool RetireHalfElsewhereLocked(ClassCache& cache) ABSL_EXCLUSIVE_LOCKS_REQUIRED(cache.mu);
   // Takes `span` off the books, to be returned.
   void RetireLocked(ClassCache& cache, ClientSpan* span) ABSL_EXCLUSIVE_LOCKS_REQUIRED(cache.mu);
 
@@ -186,7 +199,8 @@ class SessionCache {
   void EndReturning() ABSL_LOCKS_EXCLUDED(returning_mu_);
   // Maps the pages ahead of their first use, at a third of what it costs by touching them.
   void Prefault(PageRange pages);
-  absl::StatusOr<ExchangeResult> ExchangeNow(absl::Span<const SpanWish> wishes);
+  // `flush`: returns leave with it even if that has to wait for pages that are being touched.
+  absl::StatusOr<ExchangeResult> ExchangeNow(absl::Span<const SpanWish> wishes, bool flush = false);
   // Enters a grant. What the daemon should not have sent goes back.
   absl::Status Adopt(const SpanGrant& grant);
   bool ValidGrant(const SpanGrant& grant) const;
@@ -205,7 +219,7 @@ class SessionCache {
   const std::function<bool()> wake_;
   const std::unique_ptr<ClassCache[]> classes_;
 
-  std::atomic<bool> resting_{true};           // nothing is left to give back
+  std::atomic<bool> resting_{true};           // see SetResting
   std::atomic<bool> warm_{false};             // the first message was sent
   std::atomic<bool> prefetch_paused_{false};  // the pool was full; until a thread gets something
   std::atomic<uint64_t> bytes_on_loan_{0};

@@ -400,13 +400,13 @@ absl::Time SessionCore::KeepHouse(absl::Time now) {
     allocations_seen_ = counts.allocations;
     quiet_since_ = now;
   } else if (now - quiet_since_ >= kQuietInterval) {
+    // Before the stacks are emptied: a thread that uses an emptied one notices, and wakes us.
+    cache_->SetResting(true);
     threads_->DrainOthers();
-    cache_->GiveBackHalf();
+    const bool left = cache_->GiveBackHalf();
     quiet_since_ = now;
-    if (cache_->idle_bytes() == 0) {
-      cache_->Rest();
-      return settle_at;
-    }
+    if (!left) return settle_at;
+    cache_->SetResting(false);
   }
   return std::min(quiet_since_ + kQuietInterval, settle_at);
 }

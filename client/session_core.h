@@ -176,7 +176,8 @@ class SessionCore final : public SessionLife {
 
   // What the housekeeper does, and when to do it again at the latest. Not from two threads at once.
   // A recall by the daemon is answered. Each second in which no thread allocates, half of what is
-  // idle goes back: blocks in threads' stacks to the session cache, spans to the daemon.
+  // idle goes back: blocks in threads' stacks to the session cache, spans to the daemon. When
+  // nothing is left it need not be called before something is freed or let go of again.
   absl::Time KeepHouse(absl::Time now);
 
  private:

@@ -528,6 +528,36 @@ TEST(ThreadStacks, AreCappedInBytesAndInASmallPoolBelowThat) {
   }
 }
 
+TEST(ThreadStacks, OfManyThreadsAreCappedTogether) {
+  constexpr int kThreads = 32;
+  FakePool pool(64 * kMiB);  // of which an eighth may be in stacks
+  Attached core(pool.Attach());
+  std::atomic<int> here{0};
+  std::atomic<int> done{0};
+  std::atomic<uint64_t> in_stacks{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < kThreads; ++t) {
+    threads.emplace_back([&] {
+      void* const first = core->Malloc(64, 16);
+      ++here;
+      while (here != kThreads) std::this_thread::yield();
+      core->Free(first, nullptr);
+      std::vector<void*> blocks;
+      for (const size_t bytes : {1024u, 4096u, 16384u, 65536u}) {
+        for (uint64_t i = 0; i < kMiB / 4 / bytes; ++i) blocks.push_back(core->Malloc(bytes, 16));
+      }
+      for (void* block : blocks) core->Free(block, nullptr);
+      in_stacks += BytesInStacks();
+      ++done;
+      while (done != kThreads) std::this_thread::yield();
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_LE(in_stacks, 8 * kMiB);
+  EXPECT_GT(in_stacks, kMiB);
+  core->cache().CheckInvariants();
+}
+
 TEST_F(SessionCoreTest, AThreadThatHoldsAllItMayMakesRoomForAnotherClass) {
   Attached core(pool_.Attach());
   std::vector<void*> blocks;
@@ -889,6 +919,47 @@ TEST_F(SessionCoreTest, AQuietSessionGivesBackWhatIdleThreadsKeepInTheirStacks) 
   }
   EXPECT_GE(seconds, 3);
   EXPECT_EQ(core->cache().bytes_on_loan(), 0u);
+}
+
+TEST_F(SessionCoreTest, WhatIsFreedLongAfterTheLastAllocationIsGivenBackToo) {
+  Attached core(pool_.Attach());
+  absl::Time now = absl::UnixEpoch();
+  const auto await_rest = [&] {
+    for (absl::Time next = now; next != absl::InfiniteFuture();) {
+      now += absl::Seconds(1);
+      next = core->KeepHouse(now);
+    }
+  };
+  std::atomic<int> step{0};
+  const auto await = [&](int there) {
+    while (step != there) std::this_thread::yield();
+  };
+  std::thread thread([&] {
+    std::vector<Buffer> buffers;
+    for (const size_t bytes : {64u, 4096u, 65536u}) buffers.push_back(MustAllocate(core, bytes));
+    for (size_t i = 0; i < buffers.size(); ++i) {
+      step = static_cast<int>(2 * i + 1);
+      await(static_cast<int>(2 * i + 2));
+      buffers[i] = Buffer();  // into a stack that was emptied
+    }
+    step = 7;
+    await(8);
+  });
+  for (int i = 0; i < 3; ++i) {
+    await(2 * i + 1);
+    await_rest();
+    EXPECT_TRUE(core->cache().resting());
+    const uint64_t before = core->cache().bytes_on_loan();
+    step = 2 * i + 2;
+    await(2 * i + 3);
+    EXPECT_FALSE(core->cache().resting()) << "the housekeeper is told";
+    await_rest();
+    EXPECT_LT(core->cache().bytes_on_loan(), before);
+  }
+  EXPECT_EQ(core->cache().bytes_on_loan(), 0u);
+  step = 8;
+  thread.join();
+  core->cache().CheckInvariants();
 }
 
 // --- Recall --------------------------------------------------------------------------------------
@@ -1341,6 +1412,41 @@ TEST_F(SharingTest, WhatIsUnderWayDoesNotKeepASessionFromReturningItsSpans) {
   received = Buffer();
   b_.Reset();
   EXPECT_TRUE(pool_.Empty());
+}
+
+TEST_F(SharingTest, AQuietSessionGivesBackWhatOnlyOthersReferToAndWhatTheyFreed) {
+  std::vector<Buffer> read;  // by the other
+  for (int i = 0; i < 16; ++i) {
+    Buffer mine = MustAllocate(a_, kMiB);
+    read.push_back(MustOpen(b_, *mine.Share()));
+  }
+  Buffer kept = MustAllocate(a_, 2 * kMiB);
+  read.push_back(MustOpen(b_, *kept.Share()));
+  a_->DrainMyStacks();  // this thread keeps house: its stacks are its own
+  for (int i = 0; i < 8; ++i) read[static_cast<size_t>(i)] = Buffer();
+  absl::Time now = absl::UnixEpoch();
+  a_->KeepHouse(now);
+  EXPECT_GE(a_->cache().bytes_on_loan(), 18 * kMiB);
+  now += absl::Seconds(1);
+  EXPECT_EQ(a_->KeepHouse(now), now + absl::Seconds(1));
+  EXPECT_GE(a_->cache().bytes_on_loan(), 10 * kMiB) << "not all at once";
+  a_->cache().CheckInvariants();
+  for (absl::Time next = now; next != absl::InfiniteFuture();) {
+    now += absl::Seconds(1);
+    next = a_->KeepHouse(now);
+  }
+  EXPECT_EQ(a_->cache().bytes_on_loan(), 2 * kMiB);
+  EXPECT_TRUE(a_->cache().resting());
+  kept = Buffer();
+  EXPECT_FALSE(a_->cache().resting());
+  for (absl::Time next = now; next != absl::InfiniteFuture();) {
+    now += absl::Seconds(1);
+    next = a_->KeepHouse(now);
+  }
+  EXPECT_EQ(a_->cache().bytes_on_loan(), 0u);
+  read.back().data()[2 * kMiB - 1] = std::byte{1};  // it lives on
+  read.clear();
+  ExpectEmptyAfterDetaching();
 }
 
 TEST_F(SharingTest, HandlesNobodyOpenedGoWithTheSession) {

@@ -18,8 +18,10 @@
 namespace spanpool::internal {
 namespace {
 
-// Most that one thread's stacks hold, in a pool that is large enough.
+// Most that the stacks of one thread hold, and those of a session's threads together, in a pool
+// that is large enough.
 constexpr uint64_t kThreadCapBytes = 4 << 20;
+constexpr uint64_t kSessionCapBytes = 64 << 20;
 
 constexpr size_t kMaxMove = 512;  // blocks moved at a time
 
@@ -224,6 +226,7 @@ void ThreadCaches::Retire(OwnedCache* cache) {
     // Orphaned, perhaps meanwhile: nobody else knows it any more.
     owner = cache->owner.load(std::memory_order_relaxed);
     if (owner != nullptr) {
+      owner->threads_.fetch_sub(1, std::memory_order_relaxed);
       (cache->previous != nullptr ? cache->previous->next : owner->caches_) = cache->next;
       if (cache->next != nullptr) cache->next->previous = cache->previous;
       owner->ended_.allocations += cache->allocations;
@@ -272,6 +275,7 @@ void ThreadCaches::AbandonAllInChild() ABSL_NO_THREAD_SAFETY_ANALYSIS {
 ThreadCaches::ThreadCaches(uint64_t limit_bytes, AddressRange* range, PageMap* pages,
                            SessionCache* cache, SessionLife* life)
     : thread_cap_bytes_(std::min(kThreadCapBytes, limit_bytes / 64)),
+      session_cap_bytes_(std::min(kSessionCapBytes, limit_bytes / 8)),
       range_(range),
       pages_(pages),
       cache_(cache),
@@ -390,6 +394,7 @@ ThreadCaches::OwnedCache* ThreadCaches::Mine() {
     cache->previous = nullptr;
     if (caches_ != nullptr) caches_->previous = cache;
     caches_ = cache;
+    threads_.fetch_add(1, std::memory_order_relaxed);
     cache->owner.store(this, std::memory_order_relaxed);
     RankedMutexLock cache_lock(&cache->mu);
     cache->SetKeys(session_key_, life_);
@@ -398,6 +403,11 @@ ThreadCaches::OwnedCache* ThreadCaches::Mine() {
   thread_state.caches.push_back(cache);
   hot_cache = cache;
   return cache;
+}
+
+uint64_t ThreadCaches::CapBytes() const {
+  // The calling thread is one.
+  return std::min(thread_cap_bytes_, session_cap_bytes_ / threads_.load(std::memory_order_relaxed));
 }
 
 absl::StatusOr<void*> ThreadCaches::Allocate(CacheClass c) {
@@ -412,6 +422,7 @@ absl::StatusOr<void*> ThreadCaches::Allocate(CacheClass c) {
   }
   Stack& stack = mine->stacks[index];
   const uint64_t block_bytes = BlockBytesOf(c);
+  const uint64_t cap_bytes = CapBytes();
   void* blocks[kMaxMove];
   size_t wanted;
   size_t evicted = 0;
@@ -423,6 +434,7 @@ absl::StatusOr<void*> ThreadCaches::Allocate(CacheClass c) {
     if (top != stack.floor) {
       stack.top.store(top - 1, std::memory_order_relaxed);
       CountOne(&mine->allocations);
+      cache_->NoteUse();
       return top[-1];
     }
     uint16_t& refill = mine->refill[index];
@@ -431,10 +443,9 @@ absl::StatusOr<void*> ThreadCaches::Allocate(CacheClass c) {
     const auto room = static_cast<size_t>(stack.limit - stack.floor);
     const size_t extra = std::min(wanted - 1, StackCapacityOf(c));
     if (extra > room) {
-      from =
-          mine->FindRoom(index, (extra - room) * block_bytes, thread_cap_bytes_, blocks, &evicted);
+      from = mine->FindRoom(index, (extra - room) * block_bytes, cap_bytes, blocks, &evicted);
     }
-    const uint64_t left = thread_cap_bytes_ - std::min(thread_cap_bytes_, mine->room_bytes);
+    const uint64_t left = cap_bytes - std::min(cap_bytes, mine->room_bytes);
     const size_t may_keep = room + static_cast<size_t>(left / block_bytes);
     const size_t capacity = std::min(StackCapacityOf(c), may_keep);
     wanted = std::clamp<size_t>(wanted, 1, std::min(kMaxMove, 1 + capacity));
@@ -472,10 +483,12 @@ void ThreadCaches::Free(CacheClass c, void* block, const void* call_site) {
   OwnedCache* const mine = index == 0 ? nullptr : Mine();
   if (mine == nullptr) {
     cache_->Give(c, {&block, 1}, call_site);
+    cache_->NoteUse();
     return;
   }
   Stack& stack = mine->stacks[index];
   const uint64_t block_bytes = BlockBytesOf(c);
+  const uint64_t cap_bytes = CapBytes();
   void* moved[kMaxMove];
   size_t count = 0;
   void* evicted[kMaxMove];
@@ -490,9 +503,8 @@ void ThreadCaches::Free(CacheClass c, void* block, const void* call_site) {
       const size_t capacity = StackCapacityOf(c);
       size_t grow = std::min(BatchOf(c), capacity - std::min(room, capacity));
       if (grow > 0) {
-        from =
-            mine->FindRoom(index, grow * block_bytes, thread_cap_bytes_, evicted, &evicted_count);
-        const uint64_t left = thread_cap_bytes_ - std::min(thread_cap_bytes_, mine->room_bytes);
+        from = mine->FindRoom(index, grow * block_bytes, cap_bytes, evicted, &evicted_count);
+        const uint64_t left = cap_bytes - std::min(cap_bytes, mine->room_bytes);
         grow = std::min(grow, static_cast<size_t>(left / block_bytes));
       }
       if (grow > 0) {
@@ -515,6 +527,7 @@ void ThreadCaches::Free(CacheClass c, void* block, const void* call_site) {
     cache_->Give(CacheClassOfStack(from), {evicted, evicted_count}, call_site);
   }
   if (count > 0) cache_->Give(c, {moved, count}, call_site);
+  cache_->NoteUse();
 }
 
 void ThreadCaches::CountOther(bool waited) {

@@ -8,7 +8,8 @@
 // How much a stack may hold adapts: it grows by a batch each time it overflows, up to its capacity
 // and to what the thread may hold in all; and what it takes at a refill doubles each time it runs
 // dry. A thread that holds as much as it may takes room from stacks that do not use theirs, and
-// then from the fullest.
+// then from the fullest. What all threads may hold is divided evenly among them; a thread that came
+// to have more before others joined gives it up as it next makes room for something, or is quiet.
 //
 // Life
 //  * A thread's end drains its caches and puts them aside for the next thread.
@@ -103,6 +104,8 @@ class ThreadCaches {
   // The same, made if need be, now the hot one. Null: the thread is ending, or there is no memory.
   OwnedCache* Mine();
   OwnedCache* NewCache();
+  // Most that the calling thread's stacks may hold now. Requires that it has some.
+  uint64_t CapBytes() const;
   static void Dispose(OwnedCache* cache);
   // Gives all that is in the calling thread's stacks to the session cache.
   void Drain(OwnedCache* cache, const void* call_site);
@@ -115,7 +118,8 @@ class ThreadCaches {
   static void AbandonAllInChild();
 
   // Constant after construction.
-  const uint64_t thread_cap_bytes_;  // most one thread's stacks may hold
+  const uint64_t thread_cap_bytes_;   // most one thread's stacks may hold
+  const uint64_t session_cap_bytes_;  // and those of all threads
   AddressRange* const range_;
   PageMap* const pages_;
   SessionCache* const cache_;
@@ -123,9 +127,10 @@ class ThreadCaches {
 
   // Guarded by the registry's mutex.
   const void* session_key_ = nullptr;
-  OwnedCache* caches_ = nullptr;  // of living threads
-  OwnedCache* spare_ = nullptr;   // put aside
-  Counts ended_;                  // of threads that ended
+  OwnedCache* caches_ = nullptr;      // of living threads
+  OwnedCache* spare_ = nullptr;       // put aside
+  Counts ended_;                      // of threads that ended
+  std::atomic<uint32_t> threads_{0};  // in caches_; written with the mutex, read without
   // Registered sessions of the process.
   ThreadCaches* next_ = nullptr;
   ThreadCaches* previous_ = nullptr;

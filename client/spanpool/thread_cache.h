@@ -73,9 +73,9 @@ struct Stack {
 };
 static_assert(sizeof(Stack) == 32);
 
-// What the hot path knows of a page. All 0 for a page that holds no block which may be freed
-// inline. Written with WritePlain, read with ReadPlain, each field by itself: who was passed a
-// block sees the fields as they were written before, and of any other page sees what may be stale
+// What the hot path knows of a page: `product` and `stack`, both 0 if it holds no block that may be
+// freed inline. Written with WritePlain, read with ReadPlain, each field by itself: who was passed
+// a block sees the fields as they were written before, and of any other page sees what may be stale
 // or mixed. Such a page is not recognised reliably, and freeing into it is an error of the
 // program's.
 struct alignas(8) PageEntry {

@@ -2,8 +2,7 @@
 // (handoff/two_sides.h).
 //
 //   SIZE           process A allocates, writes 8 bytes at both ends, shares, sends the handle
-//   through
-//                  a spinning ring; process B opens, reads, lets go
+//                  through a spinning ring; process B opens, reads, lets go
 //   share_release  one process allocates a block, shares it and lets it go
 //
 // ns_per_message is wall time; rpcs_per_million what the daemon was asked while it was measured,

@@ -15,8 +15,7 @@
 //  2. head likewise: places are emptied in order, each at most once.
 //  3. A send happens when it fills, a receive when it empties.
 //  4. "Full" is seen in entry p, found at tail = p, that still holds p - capacity: by 1 and 2 all
-//  of
-//     the capacity positions before p are filled and not emptied, at that instant.
+//     positions from p - capacity to p - 1 are filled and not emptied, at that instant.
 //  5. "Empty" is seen in entry p, found at head = p, that was not filled: nor was any after it, and
 //     all before it are emptied.
 //  6. Close is a mark in the header. A receiver that finds the queue empty and closed seals the

@@ -1,5 +1,6 @@
 // Channels between sessions of a pool in this process: each session is a process as far as
-// references go. Real processes and their deaths are in tests/channel_test.cc.
+// references go. Real processes and their deaths are in tests/kill_steps_test.cc
+// and tests/random_deaths_test.cc.
 
 #include "spanpool/channel.h"
 

@@ -138,9 +138,10 @@ SessionCore::~SessionCore() {
 }
 
 void SessionCore::Close() {
-  // Until now the caller was an owner, so the sum did not matter. It wraps as owners_ does.
-  owners_.fetch_add(static_cast<uint64_t>(references_->slots().GatherOwners()),
-                    std::memory_order_relaxed);
+  // Once stocks count no more, an owner that one of them had counted may end before the sum is in
+  // owners_: kInStocks keeps that from 0 until it is. The sum wraps as owners_ does.
+  const auto in_stocks = static_cast<uint64_t>(references_->slots().GatherOwners());
+  owners_.fetch_add(in_stocks - kInStocks, std::memory_order_relaxed);
   Unref();
 }
 

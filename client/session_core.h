@@ -264,8 +264,11 @@ class SessionCore final : public SessionLife {
   absl::Time quiet_since_ = absl::InfinitePast();
   absl::Time second_noted_ = absl::InfinitePast();
   uint64_t allocations_seen_ = 0;
-  // Those that are not counted in threads' stocks; the creator is.
-  std::atomic<uint64_t> owners_{1};
+  // Those that are not counted in threads' stocks; the creator is. Until those in stocks are added,
+  // too, kInStocks stands for them, however many or few they are: so it comes to 0 only when all
+  // have gone.
+  static constexpr uint64_t kInStocks = uint64_t{1} << 63;
+  std::atomic<uint64_t> owners_{kInStocks + 1};
   std::atomic<bool> abandoned_{false};
 };
 

@@ -1266,6 +1266,33 @@ TEST_F(SharingTest, BuffersOutliveTheSessionAndTheLastOneEndsIt) {
   EXPECT_TRUE(pool_.Empty());
 }
 
+TEST_F(SharingTest, ASessionMayEndWhileThreadsDropItsBuffers) {
+  for (int round = 0; round < 50; ++round) {
+    Attached core(pool_.Attach());
+    std::atomic<int> ready{0};
+    std::atomic<bool> go{false};
+    std::vector<std::thread> threads;
+    for (int t = 0; t < 2; ++t) {
+      threads.emplace_back([&] {
+        std::vector<Buffer> buffers;
+        for (int i = 0; i < 2000; ++i) buffers.push_back(MustAllocate(core, 64));
+        ready.fetch_add(1);
+        while (!go.load()) {
+        }
+        // One after the other: some before the session's end, some while it counts, some after.
+        while (!buffers.empty()) buffers.pop_back();
+      });
+    }
+    while (ready.load() != 2) std::this_thread::yield();
+    const uint32_t detached = pool_.detached();
+    go.store(true);
+    core.Reset();
+    for (std::thread& thread : threads) thread.join();
+    ASSERT_EQ(pool_.detached(), detached + 1) << "round " << round;
+  }
+  ExpectEmptyAfterDetaching(52);
+}
+
 TEST_F(SharingTest, TrimSetsTheLengthThatOthersSee) {
   for (size_t bytes : {1000ul, 100000ul}) {
     Buffer buffer = MustAllocate(a_, bytes);

@@ -7,6 +7,7 @@
 // on the same block, so that its references are recounted while the stopped one may be in flight;
 // then it goes on, and finishes.
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
 
@@ -23,6 +24,11 @@
 namespace spanpool::testing {
 namespace {
 
+using ::testing::AnyOf;
+using ::testing::ElementsAre;
+using ::testing::IsEmpty;
+using ::testing::UnorderedElementsAre;
+
 constexpr int kMostSteps = 500;
 
 // What a test has at hand.
@@ -38,7 +44,11 @@ struct Operation {
   const char* name;
   // Brings the victim to where it can begin, and returns the command that is the operation.
   std::function<std::string(Stage&)> prepare;
-  // What the partner does when the victim is dead, or done.
+  // What the partner does while the victim is stopped.
+  std::function<void(Stage&)> meanwhile = [](Stage&) {};
+  // What is to be when the victim has come through, before it is killed.
+  std::function<void(Stage&)> done = [](Stage&) {};
+  // What the partner does when the victim is dead.
   std::function<void(Stage&)> clean_up = [](Stage&) {};
   // The block that the operation is about, as far as others can open it. Empty: none.
   std::function<std::string(Stage&)> block = [](Stage&) { return ""; };
@@ -51,6 +61,37 @@ std::string SentByPartner(Stage& stage) {
   stage.partner.Must("fill p 8");
   return stage.partner.Must("send p");
 }
+
+// The channel "ch", which both have open.
+void OpenChannel(Stage& stage) {
+  stage.victim.Must("open_channel ch " + stage.partner.Must("create_channel ch 4"));
+}
+// A buffer of the partner's goes into the channel.
+void SendFromPartner(Stage& stage, int seed) {
+  stage.partner.Must("allocate p 300");
+  stage.partner.Must(absl::StrCat("fill p ", seed));
+  stage.partner.Must("channel_send ch p");
+}
+// Which of the seeds 1 to 3 the buffer was filled with; 0: none of them.
+int SeedOf(Actor& actor, const std::string& buffer) {
+  for (int seed = 1; seed <= 3; ++seed) {
+    if (actor.Do(absl::StrCat("check ", buffer, " ", seed)).ok()) return seed;
+  }
+  return 0;
+}
+// The partner empties the channel: what was in it, in that order.
+std::vector<int> Drain(Stage& stage) {
+  std::vector<int> seeds;
+  absl::StatusOr<std::string> got;
+  while ((got = stage.partner.Do("channel_receive ch got 0")).ok()) {
+    seeds.push_back(SeedOf(stage.partner, "got"));
+    stage.partner.Must("drop got");
+  }
+  EXPECT_TRUE(absl::IsDeadlineExceeded(got.status()) || absl::IsOutOfRange(got.status()))
+      << got.status();
+  return seeds;
+}
+void DropChannel(Stage& stage) { stage.partner.Must("drop_channel ch"); }
 
 // From here on nothing that the victim has asked for is carried out any more.
 void AwaitVictimsDeath(Stage& stage) {
@@ -96,14 +137,43 @@ std::vector<Operation> Operations() {
              stage.victim.Must("allocate b 100000");
              return "share b";
            }},
+      // The first reference of a thread takes the long way, the second has a slot at hand.
+      {.name = "share once more",
+       .prepare =
+           [](Stage& stage) {
+             for (const char* buffer : {"a", "b"}) {
+               stage.victim.Must(absl::StrCat("allocate ", buffer, " 300"));
+             }
+             stage.victim.Must("share a");
+             return "share b";
+           }},
       {.name = "open",
        .prepare = [](Stage& stage) { return "open b " + stage.common; },
+       .block = Common},
+      {.name = "open once more",
+       .prepare =
+           [](Stage& stage) {
+             stage.victim.Must("open a " + stage.common);
+             return "open b " + stage.common;
+           },
        .block = Common},
       {.name = "receive",
        .prepare = [](Stage& stage) { return "open b " + SentByPartner(stage); },
        .clean_up =
            [](Stage& stage) {
              // Whether it was received or not, nothing of it is left when both have let go.
+             (void)stage.partner.Do("allocate p 300");
+             (void)stage.partner.Do("share p");
+             DropFromPartner(stage);
+           }},
+      {.name = "receive once more",
+       .prepare =
+           [](Stage& stage) {
+             stage.victim.Must("open a " + stage.common);
+             return "open b " + SentByPartner(stage);
+           },
+       .clean_up =
+           [](Stage& stage) {
              (void)stage.partner.Do("allocate p 300");
              (void)stage.partner.Do("share p");
              DropFromPartner(stage);
@@ -250,6 +320,102 @@ std::vector<Operation> Operations() {
              DropFromPartner(stage);
            },
        .block = [](Stage& stage) { return stage.partner.Must("share p"); }},
+      {.name = "channel send",
+       .prepare =
+           [](Stage& stage) {
+             OpenChannel(stage);
+             SendFromPartner(stage, 1);
+             stage.victim.Must("allocate b 300");
+             stage.victim.Must("fill b 2");
+             return "channel_send ch b";
+           },
+       .meanwhile = [](Stage& stage) { SendFromPartner(stage, 3); },
+       .done =
+           [](Stage& stage) {
+             EXPECT_THAT(Drain(stage),
+                         AnyOf(ElementsAre(1, 2), ElementsAre(1, 2, 3), ElementsAre(1, 3, 2)));
+           },
+       .clean_up =
+           [](Stage& stage) {
+             // Nothing if the victim has come through. What it sent before it died is there for
+             // the grace period.
+             EXPECT_THAT(Drain(stage), AnyOf(IsEmpty(), ElementsAre(1), ElementsAre(1, 2)));
+             DropChannel(stage);
+           }},
+      {.name = "channel send what another has",
+       .prepare =
+           [](Stage& stage) {
+             OpenChannel(stage);
+             stage.victim.Must("allocate b 300");
+             stage.victim.Must("fill b 2");
+             stage.partner.Must("open keep " + stage.victim.Must("share b"));
+             return "channel_send ch b";
+           },
+       .meanwhile = [](Stage& stage) { SendFromPartner(stage, 3); },
+       .done =
+           [](Stage& stage) {
+             EXPECT_THAT(Drain(stage), AnyOf(ElementsAre(2), ElementsAre(2, 3), ElementsAre(3, 2)));
+           },
+       .clean_up =
+           [](Stage& stage) {
+             EXPECT_THAT(Drain(stage), AnyOf(IsEmpty(), ElementsAre(2)));
+             DropChannel(stage);
+             stage.partner.Must("drop keep");
+           },
+       .block = [](Stage& stage) { return stage.partner.Must("share keep"); }},
+      {.name = "channel receive",
+       .prepare =
+           [](Stage& stage) {
+             OpenChannel(stage);
+             stage.partner.Must("allocate p 300");
+             stage.partner.Must("fill p 1");
+             stage.partner.Must("ref keep p");
+             stage.partner.Must("channel_send ch p");
+             return "channel_receive ch b";
+           },
+       .meanwhile =
+           [](Stage& stage) {
+             SendFromPartner(stage, 2);
+             stage.partner.Must("channel_receive ch r");  // what the victim has not taken yet
+           },
+       .done =
+           [](Stage& stage) {
+             std::vector<int> received = Drain(stage);
+             received.push_back(SeedOf(stage.victim, "b"));
+             if (stage.partner.Do("size r").ok()) {
+               received.push_back(SeedOf(stage.partner, "r"));
+               stage.partner.Must("drop r");
+               EXPECT_THAT(received, UnorderedElementsAre(1, 2));
+             } else {
+               EXPECT_THAT(received, ElementsAre(1));
+             }
+           },
+       .clean_up =
+           [](Stage& stage) {
+             // One comes through the channel yet, behind what the victim has not taken.
+             SendFromPartner(stage, 2);
+             EXPECT_THAT(Drain(stage), AnyOf(ElementsAre(2), ElementsAre(1, 2)));
+             DropChannel(stage);
+             stage.partner.Must("drop keep");
+           },
+       .block = [](Stage& stage) { return stage.partner.Must("share keep"); }},
+      {.name = "channel close",
+       .prepare =
+           [](Stage& stage) {
+             OpenChannel(stage);
+             SendFromPartner(stage, 1);
+             return "channel_close ch";
+           },
+       .done =
+           [](Stage& stage) {
+             EXPECT_THAT(Drain(stage), ElementsAre(1));
+             EXPECT_TRUE(absl::IsOutOfRange(stage.partner.Do("channel_receive ch got").status()));
+           },
+       .clean_up =
+           [](Stage& stage) {
+             EXPECT_THAT(Drain(stage), AnyOf(IsEmpty(), ElementsAre(1)));
+             DropChannel(stage);
+           }},
       {.name = "exchange", .prepare = [](Stage&) { return "allocate b 5000"; }},
       {.name = "return",
        .prepare =
@@ -373,6 +539,7 @@ TEST_P(KillStepsTest, KilledAtEveryStepItLeavesAnExactPool) {
       if (!block.empty()) keeper_.Must("open k " + block);
     } else {
       victim.Must("passed");
+      operation().done(stage);
       victim.process().Signal(SIGKILL);
     }
     ++deaths_;
@@ -417,12 +584,14 @@ TEST_P(KillStepsTest, StoppedAtEveryStepItHoldsNobodyUpAndFinishesLater) {
       // Nobody waits for the one that is stopped.
       keeper_.Must("open k " + (block.empty() ? common_ : block));
       keeper_.Must("drop k");
+      operation().meanwhile(stage);
       churner_.Must("still");
       victim.process().Signal(SIGCONT);
     }
     const absl::StatusOr<std::string> answer = victim.End();
     EXPECT_TRUE(answer.ok()) << answer.status();
     victim.Must("passed");
+    operation().done(stage);
     ExpectSound(absl::StrCat(operation().name, ", stopped at step ", step));
     victim.process().Signal(SIGKILL);
     ++deaths_;

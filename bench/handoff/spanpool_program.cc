@@ -1,8 +1,7 @@
 // Blocks of the pool that SPANPOOL_TARGET names, in one of three ways:
 //
 //   spanpool_program share     Share(), the handle through a ring; the sender keeps its Buffer
-//   until
-//                              the receiver has taken the handle out
+//                              until the receiver has taken the handle out
 //   spanpool_program send      Send(), the handle through a ring; the reference travels with it
 //   spanpool_program channel   through a Channel
 //

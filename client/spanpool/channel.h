@@ -103,9 +103,8 @@ class Channel {
   //   DEADLINE_EXCEEDED    the channel was empty all the time
   //   OUT_OF_RANGE         the channel was closed, and everything in it was received
   //   DATA_LOSS            some process wrote over the channel
-  //   RESOURCE_EXHAUSTED, UNAVAILABLE  the first buffer could not be opened, and is still there;
-  //   see
-  //                        Session::Open
+  //   RESOURCE_EXHAUSTED, UNAVAILABLE  the first buffer could not be opened, and is still there:
+  //                        see Session::Open
   absl::StatusOr<Buffer> Receive(absl::Time deadline = absl::InfiniteFuture());
   // The same without waiting: UNAVAILABLE if the channel is empty.
   absl::StatusOr<Buffer> TryReceive();

@@ -15,10 +15,16 @@
 //   open_name NAME BLOCK_NAME [MS]   waits so long for the name
 //   names [PREFIX]                   those there are
 //   watch [PREFIX]
-//   next MS                          the watch's next change: "published|unpublished|left|lost
-//   NAME" race BLOCK_NAME COUNT            so often publishes, opens and unpublishes under one
-//   name: how
+//   next MS                          the watch's next change: published, unpublished, left or lost,
+//                                    and the name
+//   race BLOCK_NAME COUNT            so often publishes, opens and unpublishes under one name: how
 //                                    often it opened something
+//   create_channel CHANNEL CAPACITY  answers its handle
+//   open_channel CHANNEL HANDLE
+//   drop_channel CHANNEL
+//   channel_send CHANNEL NAME        waits for room, for a minute
+//   channel_receive CHANNEL NAME [MS]  waits for so long, or a minute
+//   channel_close CHANNEL
 //   readers NAME                     how many references others have
 //   await_no_readers NAME MS
 //   ref NAME OTHER                   NAME is another owner of what OTHER has
@@ -90,6 +96,7 @@
 namespace {
 
 using spanpool::Buffer;
+using spanpool::Channel;
 using spanpool::Handle;
 using spanpool::Session;
 
@@ -148,6 +155,7 @@ class ActorProcess {
       return InChild([this] { return static_cast<int>(session_->Allocate(64).status().code()); });
     }
     if (verb == "leave") {
+      channels_.clear();
       watch_.reset();
       session_.reset();
       return Ok();
@@ -213,6 +221,19 @@ class ActorProcess {
     if (verb == "race") return Race(name, words);
     if (verb == "allocate") return Allocate(name, words);
     if (verb == "open" || verb == "take_back") return Open(name, words, verb == "take_back");
+    if (verb == "create_channel" || verb == "open_channel") {
+      return MakeChannel(name, words, verb == "create_channel");
+    }
+    if (verb == "drop_channel") {
+      channels_.erase(name);
+      return Ok();
+    }
+    if (verb == "channel_send") return ChannelSend(*channels_.at(name), words);
+    if (verb == "channel_receive") return ChannelReceive(*channels_.at(name), words);
+    if (verb == "channel_close") {
+      const absl::Status status = channels_.at(name)->Close();
+      return status.ok() ? Ok() : Error(status);
+    }
     if (verb == "churn") return ChurnShared(name);
     if (verb == "malloc") return Malloc(name, words);
     if (verb == "free") {
@@ -325,6 +346,44 @@ class ActorProcess {
     if (!handle.ok()) return Error(handle.status());
     absl::StatusOr<Buffer> buffer =
         take_back ? session_->TakeBack(*handle) : session_->Open(*handle);
+    if (!buffer.ok()) return Error(buffer.status());
+    buffers_.insert_or_assign(name, *std::move(buffer));
+    return Ok(std::to_string(buffers_.at(name).size()));
+  }
+
+  std::string MakeChannel(const std::string& name, std::istringstream& words, bool create) {
+    std::string what;
+    words >> what;
+    absl::StatusOr<std::unique_ptr<Channel>> channel;
+    if (create) {
+      channel = Channel::Create(*session_, static_cast<uint32_t>(std::stoul(what)));
+    } else {
+      absl::StatusOr<Handle> handle = Handle::Parse(what);
+      if (!handle.ok()) return Error(handle.status());
+      channel = Channel::Open(*session_, *handle);
+    }
+    if (!channel.ok()) return Error(channel.status());
+    const Handle handle = (*channel)->handle();
+    channels_[name] = *std::move(channel);
+    return Ok(handle.ToString());
+  }
+
+  std::string ChannelSend(Channel& channel, std::istringstream& words) {
+    std::string name;
+    words >> name;
+    const absl::Status status =
+        channel.Send(std::move(buffers_.at(name)), absl::Now() + absl::Minutes(1));
+    if (!status.ok()) return Error(status);
+    buffers_.erase(name);
+    return Ok();
+  }
+
+  std::string ChannelReceive(Channel& channel, std::istringstream& words) {
+    std::string name;
+    words >> name;
+    int64_t wait_ms;
+    if (!(words >> wait_ms)) wait_ms = 60'000;
+    absl::StatusOr<Buffer> buffer = channel.Receive(absl::Now() + absl::Milliseconds(wait_ms));
     if (!buffer.ok()) return Error(buffer.status());
     buffers_.insert_or_assign(name, *std::move(buffer));
     return Ok(std::to_string(buffers_.at(name).size()));
@@ -640,6 +699,7 @@ class ActorProcess {
   std::unique_ptr<Session> session_;
   std::unique_ptr<spanpool::NameWatch> watch_;
   std::map<std::string, Buffer> buffers_;
+  std::map<std::string, std::unique_ptr<Channel>> channels_;
   std::map<std::string, void*> blocks_;
   std::atomic<int> misuses_{0};
 

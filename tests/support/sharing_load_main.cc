@@ -3,10 +3,10 @@
 //   sharing_load_main TARGET BOARD SEED
 //
 // BOARD is a file that all of them map: places where handles are left, to be opened by whoever
-// comes by, or taken by one. Every block bears a mark at both ends, which is left beside its
-// handle, and everyone who has a block looks at it again and again. Exits with 3 when a block is
-// not what it should be, and with 4 when the library reports what it should not. Prints READY once
-// it works, and in the end how much it did.
+// comes by, or taken by one; and where the channel is, through which blocks go, too. Every block
+// bears a mark at both ends, which is left beside its handle, and everyone who has a block looks at
+// it again and again. Exits with 3 when a block is not what it should be, and with 4 when the
+// library reports what it should not. Prints READY once it works, and in the end how much it did.
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -28,12 +28,14 @@
 namespace {
 
 using spanpool::Buffer;
+using spanpool::Channel;
 using spanpool::Handle;
 using spanpool::Session;
 
 constexpr size_t kPlaces = 64;
 constexpr int kThreads = 2;
 constexpr size_t kMostHad = 40;
+constexpr uint32_t kChannelCapacity = 8;
 
 [[noreturn]] void Fail(int code, const std::string& what) {
   std::cerr << "process " << getpid() << ": " << what << std::endl;
@@ -72,7 +74,25 @@ class Place {
 struct Board {
   Place shared[kPlaces];  // for many to open
   Place sent[kPlaces];    // for one to take
+  Place channel;
 };
+
+// The one on the board, unless there is none, or nobody has it open any more.
+std::unique_ptr<Channel> FindChannel(Session& session, Board* board) {
+  Handle handle{};
+  uint64_t mark = 0;
+  if (board->channel.Read(&handle, &mark)) {
+    absl::StatusOr<std::unique_ptr<Channel>> channel = Channel::Open(session, handle);
+    if (channel.ok()) return *std::move(channel);
+    if (!absl::IsNotFound(channel.status()) && !absl::IsUnavailable(channel.status())) {
+      Fail(4, channel.status().ToString());
+    }
+  }
+  absl::StatusOr<std::unique_ptr<Channel>> channel = Channel::Create(session, kChannelCapacity);
+  if (!channel.ok()) Fail(4, channel.status().ToString());
+  board->channel.Leave((*channel)->handle(), 0);
+  return *std::move(channel);
+}
 
 struct Had {
   Buffer buffer;
@@ -81,8 +101,8 @@ struct Had {
 
 class Worker {
  public:
-  Worker(Session* session, Board* board, uint64_t seed)
-      : session_(session), board_(board), random_(seed) {}
+  Worker(Session* session, Board* board, Channel* channel, uint64_t seed)
+      : session_(session), board_(board), channel_(channel), random_(seed) {}
 
   void Work(const std::atomic<bool>& stop) {
     while (!stop) {
@@ -94,13 +114,14 @@ class Worker {
 
   uint64_t operations() const { return operations_; }
   uint64_t opened() const { return opened_; }
+  uint64_t received() const { return received_; }
 
  private:
   void Once() {
     Place& shared = board_->shared[random_() % kPlaces];
     Place& sent = board_->sent[random_() % kPlaces];
     Had* const any = had_.empty() ? nullptr : &had_[random_() % had_.size()];
-    switch (random_() % 8) {
+    switch (random_() % 10) {
       case 0: {
         Had had = Allocate();
         if (had.buffer.size() != 0) Share(&had, &shared);
@@ -134,6 +155,13 @@ class Worker {
           session_->Free(block);
         }
         return;
+      case 7: {
+        Had had = random_() % 2 == 0 || any == nullptr ? Allocate() : Had{any->buffer.Ref(), 0};
+        if (had.buffer.size() != 0) SendThroughChannel(std::move(had.buffer));
+        return;
+      }
+      case 8:
+        return ReceiveFromChannel();
       default:
         if (any != nullptr) Forget(any);
     }
@@ -190,6 +218,28 @@ class Worker {
     Keep({*std::move(buffer), mark});
   }
 
+  // Full or not; what was not sent is dropped.
+  void SendThroughChannel(Buffer buffer) {
+    const absl::Status status = channel_->TrySend(std::move(buffer));
+    if (!status.ok() && !absl::IsUnavailable(status) && !absl::IsResourceExhausted(status)) {
+      Fail(4, status.ToString());
+    }
+  }
+
+  void ReceiveFromChannel() {
+    absl::StatusOr<Buffer> buffer = channel_->TryReceive();
+    if (!buffer.ok()) {
+      if (!absl::IsUnavailable(buffer.status()) && !absl::IsResourceExhausted(buffer.status())) {
+        Fail(4, buffer.status().ToString());
+      }
+      return;
+    }
+    ++received_;
+    Had had{*std::move(buffer), 0};
+    std::memcpy(&had.mark, had.buffer.data(), 8);
+    Keep(std::move(had));
+  }
+
   static void Check(const Had& had) {
     uint64_t first = 0;
     uint64_t last = 0;
@@ -213,10 +263,12 @@ class Worker {
 
   Session* const session_;
   Board* const board_;
+  Channel* const channel_;
   std::mt19937_64 random_;
   std::vector<Had> had_;
   uint64_t operations_ = 0;
   uint64_t opened_ = 0;
+  uint64_t received_ = 0;
 };
 
 }  // namespace
@@ -231,11 +283,13 @@ int main(int argc, char** argv) {
   options.target = argv[1];
   absl::StatusOr<std::unique_ptr<Session>> session = Session::Attach(options);
   if (!session.ok()) Fail(4, session.status().ToString());
+  auto* const board = static_cast<Board*>(memory);
+  const std::unique_ptr<Channel> channel = FindChannel(**session, board);
   std::atomic<bool> stop{false};
   std::vector<std::unique_ptr<Worker>> workers;
   std::vector<std::thread> threads;
   for (int i = 0; i < kThreads; ++i) {
-    workers.push_back(std::make_unique<Worker>(session->get(), static_cast<Board*>(memory),
+    workers.push_back(std::make_unique<Worker>(session->get(), board, channel.get(),
                                                std::stoull(argv[3]) + static_cast<uint64_t>(i)));
     threads.emplace_back([&stop, worker = workers.back().get()] { worker->Work(stop); });
   }
@@ -245,11 +299,14 @@ int main(int argc, char** argv) {
   stop = true;
   uint64_t operations = 0;
   uint64_t opened = 0;
+  uint64_t received = 0;
   for (int i = 0; i < kThreads; ++i) {
     threads[static_cast<size_t>(i)].join();
     operations += workers[static_cast<size_t>(i)]->operations();
     opened += workers[static_cast<size_t>(i)]->opened();
+    received += workers[static_cast<size_t>(i)]->received();
   }
-  std::cout << operations << " operations, " << opened << " blocks opened" << std::endl;
+  std::cout << operations << " operations, " << opened << " blocks opened, " << received
+            << " received" << std::endl;
   return 0;
 }

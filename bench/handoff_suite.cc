@@ -189,7 +189,7 @@ void Fill(Suite& suite, const std::vector<std::string>&) {
   const auto program = std::make_shared<SystemProgram>(kSystems[0], kShareRelease, around);
   suite.Add(kShareRelease, "spanpool",
             [=] { return program->MeasureShareRelease(kSizes[0], time); });
-  AddProbes(suite, kShareRelease, {"cas_pair"});
+  AddProbes(suite, kShareRelease, {"cas_pair", "additions_16"});
 }
 
 }  // namespace

@@ -37,6 +37,8 @@ struct Job {
   uint64_t sum;
 };
 Job& JobIn(Buffer& buffer) { return *reinterpret_cast<Job*>(buffer.data()); }
+// Who sent it is another program: to be asked before the first look.
+bool IsJob(const Buffer& buffer) { return buffer.size() == sizeof(Job); }
 
 absl::Status Work(Session& session) {
   const auto jobs = Channel::Create(session, 1);
@@ -47,6 +49,7 @@ absl::Status Work(Session& session) {
     absl::StatusOr<Buffer> received = (*jobs)->Receive();
     if (absl::IsUnavailable(received.status())) continue;  // it is there in a moment
     if (!received.ok()) return received.status();
+    if (!IsJob(*received)) continue;
     Job& job = JobIn(*received);
     job.sum = std::accumulate(std::begin(job.numbers), std::end(job.numbers), uint64_t{0});
     const auto answers = Channel::Open(session, job.answers);
@@ -117,8 +120,10 @@ absl::Status Coordinate(Session& session, uint32_t count) {
       if (worker.job.data() == answer->data()) worker.job = Buffer();
     }
     // It may come twice: from one who died just after it had answered, and from who did it again.
-    if (!done[JobIn(*answer).id]) --left;
-    done[JobIn(*answer).id] = true;
+    const uint32_t id = IsJob(*answer) ? JobIn(*answer).id : count;
+    if (id >= count || done[id]) continue;
+    done[id] = true;
+    --left;
   }
   std::cout << count << " jobs done" << std::endl;
   return absl::OkStatus();

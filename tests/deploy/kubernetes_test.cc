@@ -133,7 +133,7 @@ TEST(Kubernetes, UsersAndLimitsFollowFromTheConfiguration) {
   const uint64_t pool = std::stoull(limit[1]) / kMiB;
   const json container = Find(objects, "DaemonSet")["spec"]["template"]["spec"]["containers"][0];
   // deploy/README.md, "Sizing".
-  EXPECT_EQ(MiBytes(container["resources"]["limits"]["memory"]), pool + pool / 8 + 192);
+  EXPECT_EQ(MiBytes(container["resources"]["limits"]["memory"]), pool + pool / 8 + pool / 32 + 160);
   EXPECT_EQ(container["resources"]["limits"], container["resources"]["requests"]);
 
   const json clients = Find(Render("/example"), "Deployment")["spec"]["template"]["spec"];

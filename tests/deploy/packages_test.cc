@@ -18,6 +18,7 @@ namespace {
 
 namespace fs = std::filesystem;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 // Made once, and unpacked into one tree.
 class Packages : public ::testing::Test {
@@ -80,6 +81,17 @@ TEST_F(Packages, TheDaemonsUserAndItsDirectoryAreMade) {
   EXPECT_EQ(directory.st_mode & 07777, 0755u);
   EXPECT_THAT(users.str(), HasSubstr(absl::StrCat("spanpool:x:", directory.st_uid, ":",
                                                   directory.st_gid, ":spanpool daemon:")));
+}
+
+TEST_F(Packages, AnUpgradeLeavesTheDaemonRunning) {
+  const ShellResult scripts =
+      Shell(absl::StrCat("dpkg-deb -e ", folder(), "/spanpool_*.deb ", folder(), "/control && cat ",
+                         folder(), "/control/postinst ", folder(), "/control/prerm"));
+  ASSERT_TRUE(scripts.ok()) << scripts;
+  // To start what runs is nothing; and it is stopped when the package goes, and only then.
+  EXPECT_THAT(scripts.output, HasSubstr("deb-systemd-invoke start 'spanpoold.service'"));
+  EXPECT_THAT(scripts.output, Not(HasSubstr("restart")));
+  EXPECT_THAT(scripts.output, HasSubstr("\"$1\" = remove"));
 }
 
 TEST_F(Packages, TheConfigurationIsTakenAsItIs) {

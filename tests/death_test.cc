@@ -3,11 +3,13 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
+#include <filesystem>
 #include <string>
 
 #include "absl/strings/str_cat.h"
 #include "tests/support/actor.h"
 #include "tests/support/daemon.h"
+#include "tests/support/process.h"
 
 namespace spanpool::testing {
 namespace {
@@ -106,6 +108,42 @@ TEST_F(DeathTest, AClientKilledWhileStoppedGivesItsMemoryBack) {
   client.process().Signal(SIGSTOP);
   client.process().Signal(SIGKILL);
   EXPECT_TRUE(daemon_.EventuallyEmpty());
+}
+
+// It has no connection left, and its memory as before: it could write to what it holds until it is
+// dead.
+TEST_F(DeathTest, AClientThatClosedItsDescriptorsHasItsMemoryUntilItDies) {
+  Actor client;
+  client.Must("attach " + daemon_.run_dir());
+  client.Must("allocate b 1000000");
+  client.Must("fill b 4");
+  client.Must("close_descriptors");
+  Actor other;
+  other.Must("attach " + daemon_.run_dir());
+  for (int i = 0; i < 20; ++i) {
+    other.Must(absl::StrCat("allocate x", i, " 1000000"));
+    other.Must(absl::StrCat("fill x", i, " 99"));
+  }
+  client.Must("check b 4");
+  other.process().Signal(SIGKILL);
+  EXPECT_TRUE(daemon_.EventuallyReaped(1));
+  client.Must("check b 4");
+  EXPECT_GE(daemon_.PoolStatus().on_loan_bytes() + daemon_.PoolStatus().quarantined_bytes(),
+            1000000u);
+  client.process().Signal(SIGKILL);
+  EXPECT_TRUE(daemon_.EventuallyEmpty());
+}
+
+TEST_F(DeathTest, AClientThatDumpsCoreGivesItsMemoryBackWhenItIsDead) {
+  const std::string folder = TemporaryDirectory();
+  Actor client;
+  client.Must("attach " + daemon_.run_dir());
+  client.Must("allocate b 10000000");
+  client.Must("fill b 4");
+  EXPECT_FALSE(client.Do("dump_core " + folder).ok());
+  EXPECT_EQ(client.process().Wait(), 128 + SIGSEGV);
+  EXPECT_TRUE(daemon_.EventuallyEmpty());
+  std::filesystem::remove_all(folder);
 }
 
 TEST_F(DeathTest, AForkedChildIsToldToAttachAndTheParentGoesOn) {

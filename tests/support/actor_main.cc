@@ -50,6 +50,8 @@
 //                                    attached, attach themselves, allocate, write, check and end;
 //                                    does not wait
 //   fork_idle                        forks a child that does nothing; answers its pid
+//   close_descriptors                closes all but 0, 1 and 2, the library's own too
+//   dump_core FOLDER                 ends by SIGSEGV, with a core dump in the folder; no answer
 //   await_children                   an error if one of them failed
 //   descriptors HOW                  what descriptors a program inherits that is started by HOW
 //                                    (fork, vfork, posix_spawn): how many besides 0, 1 and 2
@@ -67,6 +69,7 @@
 
 #include <signal.h>
 #include <spawn.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -159,6 +162,16 @@ class ActorProcess {
       watch_.reset();
       session_.reset();
       return Ok();
+    }
+    if (verb == "close_descriptors") {
+      close_range(STDERR_FILENO + 1, ~0U, 0);  // as programs do that know nothing of libraries'
+      return Ok();
+    }
+    if (verb == "dump_core") {
+      const rlimit unlimited{RLIM_INFINITY, RLIM_INFINITY};
+      words >> name;
+      if (setrlimit(RLIMIT_CORE, &unlimited) != 0 || chdir(name.c_str()) != 0) return "ERROR errno";
+      raise(SIGSEGV);
     }
     if (verb == "fork_attach") return ForkAttach(words);
     if (verb == "fork_idle") {

@@ -30,6 +30,9 @@ constexpr uint32_t kSweepBudget = 256;
 // this hold something for sure.
 constexpr int kSpansLookedAt = 8;
 
+// Batches that a class which grows has to spare.
+constexpr uint32_t kBatchesToGrow = 2;
+
 constexpr int kMaxFetchRounds = 1000;
 
 // Of larger spans, one that is not needed is too much.
@@ -331,6 +334,14 @@ uint32_t SessionCache::SweepLocked(ClassCache& cache, uint32_t wanted) {
   return collected;
 }
 
+void SessionCache::SweepEachLocked(ClassCache& cache, bool all) {
+  for (ClientSpan* span = cache.to_sweep.front(); span != nullptr;) {
+    ClientSpan* const next = span->next_away;
+    SweepSpanLocked(cache, span, all);
+    span = next;
+  }
+}
+
 void SessionCache::RetireLocked(ClassCache& cache, ClientSpan* span) {
   SPANPOOL_STEP("return.retire");
   UnlinkLocked(cache, span);
@@ -469,7 +480,7 @@ absl::Status SessionCache::Fetch(CacheClass c, PageCount alignment) {
 }
 
 uint32_t SessionCache::LowMarkLocked(CacheClass c, const ClassCache& cache) const {
-  return static_cast<uint32_t>(BatchOf(c)) * (cache.growing ? 2 : 1);
+  return static_cast<uint32_t>(BatchOf(c)) * (cache.growing ? kBatchesToGrow : 1);
 }
 
 void SessionCache::CheckLowLocked(CacheClass c, ClassCache& cache) {
@@ -528,9 +539,9 @@ void SessionCache::NoteSecond() {
     RankedMutexLock lock(&cache.mu);
     cache.growing = std::exchange(cache.asked, false);
     if (cache.growing || cache.demand == 1) continue;
-    // Spans that hold twice a batch, so that one more message is enough.
+    // Spans that hold as much as it would have to spare, so that one more message is enough.
     const auto enough =
-        static_cast<uint32_t>(2 * BatchOf(c) * BlockBytesOf(c) / SpanBytesOf(c) + 1);
+        static_cast<uint32_t>(kBatchesToGrow * BatchOf(c) * BlockBytesOf(c) / SpanBytesOf(c) + 1);
     if (cache.demand > enough) cache.demand = std::max(enough, cache.demand / 2);
   }
 }
@@ -545,11 +556,7 @@ bool SessionCache::GiveBackHalf() {
   for (size_t i = 0; i < kCacheClasses; ++i) {
     ClassCache& cache = classes_[i];
     RankedMutexLock lock(&cache.mu);
-    for (ClientSpan* span = cache.to_sweep.front(); span != nullptr;) {
-      ClientSpan* const next = span->next_away;
-      SweepSpanLocked(cache, span, /*all=*/false);
-      span = next;
-    }
+    SweepEachLocked(cache, /*all=*/false);
     RetireHalfLocked(cache);
     left |= RetireHalfElsewhereLocked(cache) || cache.idle.front() != nullptr;
   }
@@ -705,11 +712,7 @@ absl::StatusOr<uint64_t> SessionCache::Reclaim(uint64_t enough) {
   for (size_t i = 0; i < kCacheClasses && bytes < enough; ++i) {
     ClassCache& cache = classes_[i];
     RankedMutexLock lock(&cache.mu);
-    for (ClientSpan* span = cache.to_sweep.front(); span != nullptr;) {
-      ClientSpan* const next = span->next_away;
-      SweepSpanLocked(cache, span, /*all=*/true);
-      span = next;
-    }
+    SweepEachLocked(cache, /*all=*/true);
     for (SpanList* list : {&cache.idle, &cache.partial, &cache.full}) {
       for (ClientSpan* span = list->front(); span != nullptr && bytes < enough;) {
         ClientSpan* const next = span->next;

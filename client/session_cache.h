@@ -168,6 +168,8 @@ class SessionCache {
   uint32_t SweepSpanLocked(ClassCache& cache, ClientSpan* span, bool all)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(cache.mu);
   uint32_t SweepLocked(ClassCache& cache, uint32_t wanted) ABSL_EXCLUSIVE_LOCKS_REQUIRED(cache.mu);
+  // Sweeps each span that has blocks elsewhere.
+  void SweepEachLocked(ClassCache& cache, bool all) ABSL_EXCLUSIVE_LOCKS_REQUIRED(cache.mu);
   void StopResting();
   // Retires the older half of the idle spans.
   void RetireHalfLocked(ClassCache& cache) ABSL_EXCLUSIVE_LOCKS_REQUIRED(cache.mu);

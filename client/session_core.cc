@@ -356,8 +356,8 @@ absl::Time SessionCore::Settle(absl::Time now) {
   if (settle_at_ > now && settle_at_ != absl::InfiniteFuture()) return settle_at_;
   GiveSettled();
   if (!references_->any_waiting()) {
-    // seq_cst: pairs with NoteWaiting. Whoever leaves something to be
-    // finished from here on wakes the housekeeper.
+    // seq_cst: pairs with NoteWaiting. Whoever leaves something to be finished from here on wakes
+    // the housekeeper.
     settling_.store(false, std::memory_order_seq_cst);
     settle_pause_ = kFirstSettlePause;
     if (!references_->any_waiting() || settling_.exchange(true, std::memory_order_seq_cst)) {

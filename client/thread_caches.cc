@@ -175,6 +175,12 @@ struct ThreadCaches::OwnedCache : ThreadCache {
     return fullest;
   }
 
+  // How many blocks more the stacks may have room for below `cap_bytes`.
+  size_t BlocksLeft(uint64_t cap_bytes, uint64_t block_bytes) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
+    return static_cast<size_t>((cap_bytes - std::min(cap_bytes, room_bytes)) / block_bytes);
+  }
+
   // Moves up to a batch of blocks from a stack to `moved`. The owner's, settled.
   size_t PopSome(size_t index, void** moved) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
     Stack& stack = stacks[index];
@@ -445,8 +451,7 @@ absl::StatusOr<void*> ThreadCaches::Allocate(CacheClass c) {
     if (extra > room) {
       from = mine->FindRoom(index, (extra - room) * block_bytes, cap_bytes, blocks, &evicted);
     }
-    const uint64_t left = cap_bytes - std::min(cap_bytes, mine->room_bytes);
-    const size_t may_keep = room + static_cast<size_t>(left / block_bytes);
+    const size_t may_keep = room + mine->BlocksLeft(cap_bytes, block_bytes);
     const size_t capacity = std::min(StackCapacityOf(c), may_keep);
     wanted = std::clamp<size_t>(wanted, 1, std::min(kMaxMove, 1 + capacity));
     refill = static_cast<uint16_t>(std::min(2 * wanted, kMaxMove));
@@ -504,8 +509,7 @@ void ThreadCaches::Free(CacheClass c, void* block, const void* call_site) {
       size_t grow = std::min(BatchOf(c), capacity - std::min(room, capacity));
       if (grow > 0) {
         from = mine->FindRoom(index, grow * block_bytes, cap_bytes, evicted, &evicted_count);
-        const uint64_t left = cap_bytes - std::min(cap_bytes, mine->room_bytes);
-        grow = std::min(grow, static_cast<size_t>(left / block_bytes));
+        grow = std::min(grow, mine->BlocksLeft(cap_bytes, block_bytes));
       }
       if (grow > 0) {
         stack.limit += grow;

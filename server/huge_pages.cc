@@ -15,7 +15,7 @@ absl::Status CheckHugePages(const std::vector<PoolConfig>& pools,
   std::vector<std::string> names;
   for (const PoolConfig& pool : pools) {
     if (pool.arena_kind != MemfdArenaSource::Kind::kHugePages) continue;
-    needed += (pool.limit_bytes - 1) / MemoryLimit::kHugePageBytes + 1;
+    needed += (pool.limit_bytes - 1) / MemfdArenaSource::kHugePageBytes + 1;
     names.push_back(pool.name);
   }
   if (names.empty()) return absl::OkStatus();
@@ -36,7 +36,7 @@ absl::Status CheckHugePages(const std::vector<PoolConfig>& pools,
     return absl::FailedPreconditionError(absl::StrCat(
         want, *available.allowed, " are left within the limit of this process's cgroup, though ",
         available.free, " are free. Raise its hugetlb.2MB.max by ",
-        (needed - *available.allowed) * MemoryLimit::kHugePageBytes,
+        (needed - *available.allowed) * MemfdArenaSource::kHugePageBytes,
         " bytes; in Kubernetes set resources.limits.hugepages-2Mi: ", 2 * needed, "Mi"));
   }
   return absl::OkStatus();

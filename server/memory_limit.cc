@@ -11,6 +11,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
+#include "allocator/memfd_arena_source.h"
 
 namespace spanpool {
 namespace {
@@ -132,7 +133,7 @@ MemoryLimit::HugePages MemoryLimit::AvailableHugePages() const {
   pages.free = ReadNumber(folder + "/free_hugepages").value_or(0);
   pages.free -= std::min(pages.free, ReadNumber(folder + "/resv_hugepages").value_or(0));
   if (const auto bytes = CgroupAvailableBytes(root_, kHugePages)) {
-    pages.allowed = *bytes / kHugePageBytes;
+    pages.allowed = *bytes / MemfdArenaSource::kHugePageBytes;
   }
   return pages;
 }

@@ -27,7 +27,6 @@ class MemoryLimit {
   //   NOT_FOUND  /proc/meminfo cannot be read or has no MemAvailable
   absl::StatusOr<uint64_t> AvailableBytes() const;
 
-  static constexpr uint64_t kHugePageBytes = uint64_t{2} << 20;
   // Huge pages of 2 MiB now. Those that the kernel might yet make of other memory
   // (vm.nr_overcommit_hugepages) do not count.
   struct HugePages {

@@ -222,14 +222,18 @@ absl::Status PageHeap::GrowLocked() {
 }
 
 void PageHeap::Forget(Span* span) {
-  const uint64_t generation = span->sweep_generation.load(std::memory_order_relaxed);
-  SPANPOOL_CHECK_NE(generation, Span::kFree);
+  SPANPOOL_CHECK_NE(span->sweep_generation.load(std::memory_order_relaxed), Span::kFree);
   SPANPOOL_CHECK(span->set == nullptr);
   SPANPOOL_DCHECK(!map_.HasSpecials(*span));
-  // Manual spans are nobody's who could come back for them.
-  if (journal() != nullptr && generation != Span::kManual) journal()->Freed(*span);
+  if (journal() != nullptr) TellFreed(*span);
   map_.Leave(span);
   span->sweep_generation.store(Span::kFree, std::memory_order_relaxed);
+}
+
+void PageHeap::TellFreed(const Span& span) {
+  // Manual spans are of the heap's owner, who is gone when another heap asks.
+  if (span.sweep_generation.load(std::memory_order_relaxed) == Span::kManual) return;
+  journal()->Freed(span);
 }
 
 void PageHeap::FreeAll(absl::Span<Span*> spans) {

@@ -116,7 +116,6 @@ absl::StatusOr<PageRanges> PageHeap::BackRestored(const PageRanges& there,
     for (const PageRange& run : *found) {
       SPANPOOL_CHECK(run == WholeUnits(run) && range.first <= run.first && run.end() <= range.end())
           << "the source found pages " << run.first << " to " << run.end();
-      map_.MarkUsed(run);
       Append(&backed, run);
     }
   }
@@ -131,6 +130,7 @@ absl::StatusOr<PageRanges> PageHeap::BackRestored(const PageRanges& there,
     }
   }
   backed = Union(backed, needed);
+  for (const PageRange& range : backed) map_.MarkUsed(range);
   // Free pages that may have some: none, to be sure.
   for (const PageRange& range : Minus(there, backed)) {
     if (source_->Discard(range).ok()) continue;
@@ -164,9 +164,7 @@ absl::StatusOr<std::vector<Span*>> PageHeap::MakeRecords(absl::Span<const SpanSt
   for (const SpanState& state : spans) {
     Span* const span = records_.New(BlocksOf(state), &shard.records);
     if (span == nullptr) return absl::ResourceExhaustedError("no memory for the record of a span");
-    const PageRange range{state.first_page, state.pages};
-    map_.MarkUsed(range);
-    Describe(span, state.span_class, range, /*needs_zero=*/true);
+    Describe(span, state.span_class, {state.first_page, state.pages}, /*needs_zero=*/true);
     records.push_back(span);
   }
   shard.spans.fetch_add(static_cast<int64_t>(records.size()), std::memory_order_relaxed);

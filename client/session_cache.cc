@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <optional>
 #include <utility>
 
 #include "absl/container/inlined_vector.h"
@@ -40,6 +41,10 @@ constexpr uint64_t kLargestPrefetchBytes = 1 << 20;
 
 // A longer block is mapped as it is touched: mapping it ahead would take the caller milliseconds.
 constexpr uint64_t kMaxPrefaultBytes = 16 << 20;
+
+// Neighbours are mapped together, for one call of the kernel is dearer than mapping a small span.
+// Meanwhile no return leaves; so not too many of them.
+constexpr uint64_t kPrefaultStepBytes = 1 << 20;
 
 constexpr size_t kMaxWishes = 256;  // the protocol's, per message
 
@@ -127,14 +132,18 @@ void SessionCache::UnlinkLocked(ClassCache& cache, ClientSpan* span) {
   span->list = ClientSpan::List::kNone;
 }
 
-void SessionCache::PlaceLocked(ClassCache& cache, ClientSpan* span) {
+void SessionCache::PlaceLocked(ClassCache& cache, ClientSpan* span, bool fresh) {
   const ClientSpan::List list = span->available == 0              ? ClientSpan::List::kFull
                                 : span->available == span->blocks ? ClientSpan::List::kIdle
                                                                   : ClientSpan::List::kPartial;
   if (list == span->list) return;
   UnlinkLocked(cache, span);
   span->list = list;
-  ListOf(cache, list).PushFront(span);
+  if (fresh) {
+    ListOf(cache, list).PushBack(span);
+  } else {
+    ListOf(cache, list).PushFront(span);
+  }
   if (list == ClientSpan::List::kIdle) {
     idle_bytes_.fetch_add(Bytes(span->pages.count), std::memory_order_relaxed);
   }
@@ -420,7 +429,7 @@ uint32_t SessionCache::AdoptAll(const ExchangeResult& result, SpanClass wanted,
     }
     // What somebody waits for is used at once. The rest can be mapped in the background.
     if (grant.span_class == wanted && got++ == 0) {
-      Prefault(grant.pages);
+      Prefault({&grant.pages, 1});
     } else {
       later.push_back(grant.pages);
     }
@@ -432,18 +441,31 @@ uint32_t SessionCache::AdoptAll(const ExchangeResult& result, SpanClass wanted,
   return got;
 }
 
-void SessionCache::Prefault(PageRange pages) {
-  if (Bytes(pages.count) > kMaxPrefaultBytes) return;
-  {
+void SessionCache::Prefault(absl::Span<const PageRange> spans) {
+  while (!spans.empty()) {
+    std::optional<PageRange> run;
+    {
+      RankedMutexLock lock(&mu_);
+      for (; !spans.empty(); spans.remove_prefix(1)) {
+        const PageRange& pages = spans.front();
+        if (Bytes(pages.count) > kMaxPrefaultBytes) continue;
+        if (run.has_value() &&
+            (run->end() != pages.first || Bytes(run->count) >= kPrefaultStepBytes)) {
+          break;
+        }
+        // Another thread may have retired the span already. A retired span leaves the page map
+        // first.
+        const ClientSpan* const span = pages_->SpanOf(pages.first);
+        if (span == nullptr || span->pages != pages || !pages_->NoteMapped(pages)) continue;
+        run = run.has_value() ? PageRange{run->first, run->count + pages.count} : pages;
+      }
+      if (!run.has_value()) return;
+      ++prefaulting_;
+    }
+    range_->Prefault(OffsetOf(run->first), Bytes(run->count));
     RankedMutexLock lock(&mu_);
-    // Another thread may have retired the span already. A retired span leaves the page map first.
-    const ClientSpan* const span = pages_->SpanOf(pages.first);
-    if (span == nullptr || span->pages != pages || !pages_->NoteMapped(pages)) return;
-    ++prefaulting_;
+    --prefaulting_;
   }
-  range_->Prefault(OffsetOf(pages.first), Bytes(pages.count));
-  RankedMutexLock lock(&mu_);
-  --prefaulting_;
 }
 
 absl::Status SessionCache::Fetch(CacheClass c, PageCount alignment) {
@@ -529,7 +551,7 @@ void SessionCache::KeepHouse() {
     RankedMutexLock lock(&mu_);
     to_prefault.swap(to_prefault_);
   }
-  for (const PageRange& pages : to_prefault) Prefault(pages);
+  Prefault(to_prefault);
 }
 
 void SessionCache::NoteSecond() {
@@ -688,7 +710,7 @@ absl::Status SessionCache::Adopt(const SpanGrant& grant) {
       ++span->available;
     }
   }
-  PlaceLocked(cache, span);
+  PlaceLocked(cache, span, /*fresh=*/true);
   return absl::OkStatus();
 }
 

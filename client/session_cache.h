@@ -158,8 +158,11 @@ class SessionCache {
 
   size_t TakeLocked(CacheClass c, ClassCache& cache, absl::Span<void*> blocks, PageCount alignment)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(cache.mu);
-  // Puts `span` into the list that its counts call for.
-  void PlaceLocked(ClassCache& cache, ClientSpan* span) ABSL_EXCLUSIVE_LOCKS_REQUIRED(cache.mu);
+  // Puts `span` into the list that its counts call for: in front, or, if it is fresh, at the end.
+  // So what was used last is used next, and fresh spans in the order in which they came and are
+  // mapped.
+  void PlaceLocked(ClassCache& cache, ClientSpan* span, bool fresh = false)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(cache.mu);
   void UnlinkLocked(ClassCache& cache, ClientSpan* span) ABSL_EXCLUSIVE_LOCKS_REQUIRED(cache.mu);
   // Marks block `index` as living elsewhere or, when it was collected, as free.
   void SetAwayLocked(ClassCache& cache, ClientSpan* span, uint32_t index)
@@ -199,8 +202,8 @@ class SessionCache {
   // Sends all that waits to be returned, and waits until all that was sent has arrived.
   absl::Status FlushReturns();
   void EndReturning() ABSL_LOCKS_EXCLUDED(returning_mu_);
-  // Maps the pages ahead of their first use, at a third of what it costs by touching them.
-  void Prefault(PageRange pages);
+  // Maps the pages of spans ahead of their first use, at a third of what it costs by touching them.
+  void Prefault(absl::Span<const PageRange> spans);
   // `flush`: returns leave with it even if that has to wait for pages that are being touched.
   absl::StatusOr<ExchangeResult> ExchangeNow(absl::Span<const SpanWish> wishes, bool flush = false);
   // Enters a grant. What the daemon should not have sent goes back.

@@ -2,8 +2,11 @@
 
 #include "client/session_cache.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <utility>
@@ -20,6 +23,7 @@
 #include "client/misuse.h"
 #include "client/page_map.h"
 #include "client/span_source.h"
+#include "proto/layout/packet.h"
 
 namespace spanpool::internal {
 namespace {
@@ -51,6 +55,18 @@ class RecordingSource : public SpanSource {
  private:
   const std::unique_ptr<SpanSource> source_;
 };
+
+// Whether touching `block`, which starts a page, would be without a fault.
+bool HasPage(const void* block) {
+  // https://docs.kernel.org/admin-guide/mm/pagemap.html: 8 bytes for each page, the top bit says
+  // so.
+  const layout::UniqueFd pagemap(open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
+  uint64_t entry = 0;
+  const off_t offset =
+      static_cast<off_t>(reinterpret_cast<uintptr_t>(block) / 4096 * sizeof(entry));
+  EXPECT_EQ(pread(pagemap.get(), &entry, sizeof(entry), offset), ssize_t{sizeof(entry)});
+  return entry >> 63 != 0;
+}
 
 // The cache alone: no thread's stacks before it, and a housekeeper that works when the test says.
 class SessionCacheTest : public testing::Test {
@@ -143,6 +159,29 @@ TEST_F(SessionCacheTest, ABatchIsHalfAsLargeAfterSpansWentBackUnused) {
   const size_t first = source_.messages.size();
   TakeUntilMessages(c, 1);
   EXPECT_EQ(Batches(c, first), std::vector<uint32_t>{2});
+}
+
+TEST_F(SessionCacheTest, FreshSpansAreUsedInTheOrderInWhichTheyCame) {
+  const CacheClass c = SmallClass(8192);
+  TakeUntilMessages(c, 5);  // the last brings 16 spans
+  std::vector<void*> blocks(15);
+  for (void*& block : blocks) block = TakeOne(c);
+  ASSERT_EQ(source_.messages.size(), 5u);
+  EXPECT_TRUE(std::ranges::is_sorted(blocks));
+  // What was used last is used next, all the same.
+  void* const last = blocks[3];
+  cache_->Give(c, {&last, 1}, nullptr);
+  EXPECT_EQ(TakeOne(c), last);
+}
+
+TEST_F(SessionCacheTest, SpansThatNobodyWaitsForAreMappedInTheBackground) {
+  const CacheClass c = SmallClass(8192);
+  housekeeper_ = true;
+  const std::vector<void*> blocks = TakeUntilMessages(c, 5);
+  EXPECT_TRUE(HasPage(blocks.back())) << "somebody waited for it";
+  EXPECT_FALSE(HasPage(TakeOne(c)));
+  cache_->KeepHouse();
+  for (int i = 0; i < 14; ++i) EXPECT_TRUE(HasPage(TakeOne(c)));
 }
 
 TEST_F(SessionCacheTest, EachCallGivesBackHalfOfWhatIsIdle) {

@@ -190,6 +190,7 @@ class Keeper {
   void HandleTime();
 
   const KeeperOptions options_;
+  const pid_t pid_ = getpid();
   UniqueFd signals_;
   UniqueFd notices_;
   std::string address_;  // of notices_
@@ -318,7 +319,7 @@ void Keeper::BecomeWorker(int program, int errors) {
   unsetenv("WATCHDOG_PID");
   setenv("NOTIFY_SOCKET", address_.c_str(), 1);
   setenv("FDSTORE", absl::StrCat(most_fds_).c_str(), 1);
-  setenv(kKeeperVariable, absl::StrCat(getppid()).c_str(), 1);
+  setenv(kKeeperVariable, absl::StrCat(pid_).c_str(), 1);
   if (!names.empty()) {
     setenv("LISTEN_PID", absl::StrCat(getpid()).c_str(), 1);
     setenv("LISTEN_FDS", absl::StrCat(names.size()).c_str(), 1);

@@ -29,6 +29,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "proto/layout/packet.h"
 #include "server/admin_service.h"
 #include "server/config.h"
 #include "server/daemon.h"

@@ -187,8 +187,8 @@ absl::Status NotifyFdStore::AwaitDealtWith() const {
     }
     if (errno != EINTR) return absl::ErrnoToStatus(errno, "poll");
   }
-  // A keeper that ended closed it too. Its descriptors go a moment before a pidfd tells, and in that
-  // moment it looks as if it had kept them and then ended, which is as bad.
+  // A keeper that ended closed it too. Its descriptors go a moment before a pidfd tells, and in
+  // that moment it looks as if it had kept them and then ended, which is as bad.
   return restart_safe() ? absl::OkStatus() : Gone();
 }
 

@@ -60,6 +60,15 @@ PoolDaemon::~PoolDaemon() {
   std::filesystem::remove_all(run_dir_, ignored);
 }
 
+absl::StatusOr<pid_t> PoolDaemon::FindPid() const {
+  const std::string keeper = absl::StrCat(keeper_pid());
+  std::ifstream children("/proc/" + keeper + "/task/" + keeper + "/children");
+  if (!children) return absl::NotFoundError("the keeper is gone");
+  pid_t worker = 0;
+  children >> worker;
+  return worker;
+}
+
 absl::StatusOr<v1::GetStatusResponse> PoolDaemon::GetStatus() {
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(60));

@@ -42,8 +42,13 @@ class PoolDaemon {
 
   // What SessionOptions::target takes.
   const std::string& target() const { return run_dir_; }
-  // The process that serves.
+  // The process that served when the daemon started.
   pid_t pid() const { return pid_; }
+  // The process that keeps what it needs, and starts it again.
+  pid_t keeper_pid() const { return process_->pid(); }
+  // The process that serves now, or is about to; 0 between two.
+  //   NOT_FOUND  the keeper is gone
+  absl::StatusOr<pid_t> FindPid() const;
 
   // What the daemon has logged so far.
   std::string Log() const { return process_->standard_error(); }

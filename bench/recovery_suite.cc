@@ -11,6 +11,15 @@
 //   others_p99_ratio  another client allocates all the time: the 99th percentile of what an
 //                     allocation takes over 2 s around the kill, over that of 2 s before
 //   lost_blocks       blocks that are still in use afterwards, and nobody's
+//
+//   server_kill_GIB   the worker is killed while four clients hold GIB GiB of shared blocks of 4 KiB
+//                     and allocate all the time
+//   upgrade_GIB       likewise, and the keeper is told to start the worker anew (SIGUSR2)
+//
+//   outage_ms           the longest that a client which needs the daemon for each of its blocks had
+//                       to wait for one, from the kill until the new worker had granted some
+//   failed_allocations  of the four clients, which have stock
+//   lost_blocks         blocks that do not hold any more what was written into them
 
 #include <poll.h>
 #include <signal.h>
@@ -34,6 +43,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "bench/child.h"
@@ -48,6 +58,9 @@ namespace {
 constexpr uint64_t kBlocks = 100'000;
 constexpr uint64_t kBlockBytes = 4096;
 constexpr uint64_t kPoolBytes = uint64_t{1} << 30;
+constexpr int kWorkers = 4;
+// Longer than all that a session keeps idle, so that each is asked for anew.
+constexpr uint64_t kProbeBytes = uint64_t{72} << 20;
 
 // A client that allocates and lets go, all the time, and notes how long each allocation takes.
 class Bystander {
@@ -233,11 +246,123 @@ class ClientKill {
   std::unique_ptr<Bystander> bystander_;  // after the daemon: it ends first
 };
 
+// The daemon's own death, or its upgrade.
+class ServerRestart {
+ public:
+  ServerRestart(uint64_t gib, bool upgrade) : gib_(gib), upgrade_(upgrade) {}
+
+  absl::StatusOr<Metrics> Round() {
+    if (absl::Status status = Start(); !status.ok()) return status;
+    const absl::StatusOr<Tally> before = CountAll();
+    if (!before.ok()) return before.status();
+    const absl::StatusOr<pid_t> found = daemon_->FindPid();
+    if (!found.ok()) return found.status();
+    const pid_t old_worker = *found;
+
+    // Some grants before, so that the connection is warm; then until the new worker has granted one.
+    absl::Time last;
+    absl::Duration outage;
+    bool restarted = false;
+    for (int grants = -kGrantsBefore; !restarted; ++grants) {
+      if (grants == 0) {
+        last = absl::Now();
+        outage = absl::ZeroDuration();
+        if (kill(upgrade_ ? daemon_->keeper_pid() : old_worker, upgrade_ ? SIGUSR2 : SIGKILL) !=
+            0) {
+          return absl::ErrnoToStatus(errno, "kill");
+        }
+      }
+      if (grants >= 0) {
+        const absl::StatusOr<pid_t> worker = daemon_->FindPid();
+        if (!worker.ok()) return worker.status();
+        restarted = *worker != 0 && *worker != old_worker;
+      }
+      const absl::StatusOr<Buffer> block =
+          prober_->Allocate(kProbeBytes, {.timeout = absl::Seconds(5)});
+      if (!block.ok()) return block.status();
+      const absl::Time now = absl::Now();
+      outage = std::max(outage, now - last);
+      last = now;
+      if (grants == kMostGrants) return absl::DeadlineExceededError("no new worker was started");
+    }
+    const absl::StatusOr<Tally> after = CountAll();
+    if (!after.ok()) return after.status();
+    return Metrics{{"outage_ms", "ms", absl::ToDoubleMilliseconds(outage)},
+                   {"failed_allocations", "allocations", after->failed - before->failed},
+                   {"lost_blocks", "blocks", after->lost}};
+  }
+
+ private:
+  static constexpr int kGrantsBefore = 20;
+  static constexpr int kMostGrants = 1'000'000;
+
+  struct Tally {
+    double failed = 0;
+    double lost = 0;
+  };
+
+  absl::Status Start() {
+    if (daemon_ != nullptr) return absl::OkStatus();
+    const uint64_t live = gib_ << 30;
+    const uint64_t limit = live + live / 8 + (uint64_t{512} << 20);
+    absl::StatusOr<std::unique_ptr<PoolDaemon>> daemon =
+        PoolDaemon::Start({.limit_bytes = limit, .reserve_bytes = limit});
+    if (!daemon.ok()) return daemon.status();
+    for (int i = 0; i < kWorkers; ++i) {
+      workers_.push_back(std::make_unique<testing::Process>(
+          std::vector<std::string>{BuiltPath("bench/recovery_holder"),
+                                   absl::StrCat(live / kWorkers / kBlockBytes),
+                                   absl::StrCat(kBlockBytes), "work"},
+          testing::Process::Options{
+              .uid = 0, .environment = {{"SPANPOOL_TARGET", (*daemon)->target()}}}));
+    }
+    for (const auto& worker : workers_) {
+      const std::string ready = worker->ReadLine().value_or("it ended, or hangs");
+      if (ready != "READY") return absl::AbortedError(absl::StrCat("recovery_holder: ", ready));
+    }
+    absl::StatusOr<std::unique_ptr<Session>> session =
+        Session::Attach({.target = (*daemon)->target()});
+    if (!session.ok()) return session.status();
+    daemon_ = *std::move(daemon);
+    prober_ = *std::move(session);
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<Tally> CountAll() {
+    Tally tally;
+    for (const auto& worker : workers_) worker->WriteLine("count");
+    for (const auto& worker : workers_) {
+      const std::string line = worker->ReadLine().value_or("it ended, or hangs");
+      const std::pair<std::string, std::string> numbers = absl::StrSplit(line, ' ');
+      double failed = 0;
+      double lost = 0;
+      if (!absl::SimpleAtod(numbers.first, &failed) || !absl::SimpleAtod(numbers.second, &lost)) {
+        return absl::AbortedError(absl::StrCat("recovery_holder: ", line));
+      }
+      tally.failed += failed;
+      tally.lost += lost;
+    }
+    return tally;
+  }
+
+  const uint64_t gib_;
+  const bool upgrade_;
+  std::unique_ptr<PoolDaemon> daemon_;
+  std::vector<std::unique_ptr<testing::Process>> workers_;
+  std::unique_ptr<Session> prober_;
+};
+
 void Fill(Suite& suite, const std::vector<std::string>&) {
   const auto kill =
       std::make_shared<ClientKill>(suite.quick() ? absl::Milliseconds(200) : absl::Seconds(2));
   suite.Add(absl::StrCat("client_kill_", kBlocks, "x", kBlockBytes), "spanpool",
             [kill] { return kill->Round(); });
+  for (const uint64_t gib : {uint64_t{1}, uint64_t{8}}) {
+    const auto killed = std::make_shared<ServerRestart>(gib, /*upgrade=*/false);
+    suite.Add(absl::StrCat("server_kill_", gib), "spanpool", [killed] { return killed->Round(); });
+  }
+  const auto upgraded = std::make_shared<ServerRestart>(1, /*upgrade=*/true);
+  suite.Add("upgrade_1", "spanpool", [upgraded] { return upgraded->Round(); });
 }
 
 }  // namespace

@@ -191,6 +191,15 @@ TEST(SuitesTest, RecoveryAndAKilledClientLeavesNothingBehind) {
   EXPECT_EQ(of("lost_blocks"), 0);
 }
 
+TEST(SuitesTest, RecoveryAndAKilledOrUpgradedDaemonLosesNothing) {
+  for (const std::string of_case : {"server_kill_1", "upgrade_1"}) {
+    const Report report("recovery", of_case);
+    EXPECT_GT(report.Value(of_case, "spanpool", "outage_ms"), 0) << of_case;
+    EXPECT_EQ(report.Value(of_case, "spanpool", "failed_allocations"), 0) << of_case;
+    EXPECT_EQ(report.Value(of_case, "spanpool", "lost_blocks"), 0) << of_case;
+  }
+}
+
 TEST(SuitesTest, Payload) {
   const Report report("payload");
   for (const std::string bytes : {"65536", "1048576", "16777216", "67108864"}) {

@@ -32,9 +32,6 @@ using layout::UniqueFd;
 
 constexpr absl::Duration kAcceptPause = absl::Milliseconds(100);
 constexpr int kAcceptsAtOnce = 64;
-// What may lie unread at the client when it sends a request, in bytes of the kernel's buffers: a
-// notice (768), but hardly the reply to another request (1280).
-constexpr int kMaxUnreadBytes = 2048;
 
 // Sent to the other end and not read there.
 int UnreadBytes(int socket) {
@@ -136,6 +133,21 @@ void AttachServer::CloseConnection(uint32_t session_id) {
   });
 }
 
+void AttachServer::SendResumed() {
+  std::vector<uint64_t> gone;
+  for (auto& [id, connection] : connections_) {
+    if (connection.session == nullptr) continue;
+    const int fd = connection.fd.get();
+    layout::ResumedNotice notice;
+    notice.incarnation = connection.session->pool().incarnation();
+    // Without room for it there are others, unread.
+    if (absl::IsUnavailable(layout::SendPacket(fd, layout::BytesOf(notice)))) gone.push_back(id);
+    connection.max_unread_bytes = kMaxUnreadBytes + UnreadBytes(fd);
+    connection.old_recall = true;
+  }
+  for (const uint64_t id : gone) Close(id);
+}
+
 void AttachServer::StopListening() {
   loop_->Unwatch(std::exchange(listener_watch_, EventLoop::kNoWatch));
   listener_.reset();
@@ -213,7 +225,7 @@ void AttachServer::Receive(uint64_t id) {
         "a message of the attach protocol is shorter and carries no descriptors");
     Send(connection.fd.get(), Refusal<layout::AttachReply>(why));
     keep = Breach(connection, why);
-  } else if (UnreadBytes(connection.fd.get()) > kMaxUnreadBytes) {
+  } else if (UnreadBytes(connection.fd.get()) > connection.max_unread_bytes) {
     keep =
         Breach(connection, absl::InvalidArgumentError(
                                "a client reads the reply to a request before it sends the next"));
@@ -449,6 +461,9 @@ bool AttachServer::SendNotice(Connection& connection) {
 }
 
 bool AttachServer::HandleRecallAnswer(Connection& connection, const layout::RecallAnswer& answer) {
+  if (answer.recall != connection.recall_sent && std::exchange(connection.old_recall, false)) {
+    return true;
+  }
   // Nothing is under way before the session is attached.
   if (answer.recall == 0 || answer.recall != connection.recall_sent) {
     const absl::Status why = absl::InvalidArgumentError(

@@ -38,6 +38,8 @@ namespace spanpool {
 class AttachServer {
  public:
   static constexpr size_t kMaxPending = 64;
+  // A notice (768), but hardly the reply to another request (1280).
+  static constexpr int kMaxUnreadBytes = 2048;
 
   // All outlive this object; the loop does not run yet. `listener` is a listening SOCK_SEQPACKET.
   // Carries the recaller's notices from now on.
@@ -53,6 +55,10 @@ class AttachServer {
   // Closes the connection of a session, which was evicted. Thread-safe; returns at once.
   void CloseConnection(uint32_t session_id);
 
+  // Tells every attached client that this worker goes on where another ended. Once, when there are
+  // only connections that the other had, and nothing was read from them yet.
+  void SendResumed();
+
   // No new connection is accepted from now on. Loop thread.
   void StopListening();
 
@@ -66,6 +72,10 @@ class AttachServer {
     // The notice that is under way, and the one that is to be sent once it was answered; 0 = none.
     uint64_t recall_sent = 0;
     layout::RecallNotice recall_next;
+    // What may lie unread at the client when it sends a request, in bytes of the kernel's buffers.
+    int max_unread_bytes = kMaxUnreadBytes;
+    // One answer may come to a notice of the worker before.
+    bool old_recall = false;
   };
 
   void Accept();

@@ -239,6 +239,73 @@ absl::StatusOr<ExchangeResult> Pool::Exchange(Session& session, const ExchangeBa
   return result;
 }
 
+absl::StatusOr<std::vector<uint64_t>> Pool::CheckInventory(
+    const InventoryPart& part, const InventoryProgress& progress) const {
+  const size_t count = part.sequence_deltas.size();
+  if (count > kMaxInventory) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(count, " numbers in one part of an inventory; at most ", kMaxInventory));
+  }
+  if (count == 0 && part.more) {
+    return absl::InvalidArgumentError("an empty part of an inventory, and it is not the last");
+  }
+  if (progress.count + count > config_.limit_bytes / kPageBytes) {
+    return absl::InvalidArgumentError("the inventory has more spans than the pool has pages");
+  }
+  const uint64_t never_granted = next_sequence_.load(std::memory_order_relaxed);
+  std::vector<uint64_t> sequences;
+  sequences.reserve(count);
+  uint64_t last = progress.last;
+  for (const uint64_t delta : part.sequence_deltas) {
+    if (delta == 0) {
+      return absl::InvalidArgumentError(absl::StrCat("the inventory does not ascend after ", last));
+    }
+    if (delta >= never_granted || last >= never_granted - delta) {
+      return absl::InvalidArgumentError(absl::StrCat("the inventory has a number after ", last,
+                                                     " that the pool has not given out"));
+    }
+    last += delta;
+    sequences.push_back(last);
+  }
+  return sequences;
+}
+
+absl::StatusOr<std::vector<uint64_t>> Pool::Reconcile(Session& session, const InventoryPart& part,
+                                                      InventoryProgress* progress) {
+  // The last part's message is counted when the rest of it is carried out.
+  if (part.more) exchange_messages_total_.fetch_add(1, std::memory_order_relaxed);
+  if (session.state() != SessionState::kAttached) {
+    return absl::UnauthenticatedError("the session is not attached; attach again");
+  }
+  absl::StatusOr<std::vector<uint64_t>> sequences = CheckInventory(part, *progress);
+  if (!sequences.ok()) return sequences.status();
+  std::vector<uint64_t> unknown = session.NotOnLoan(*sequences);
+  const uint64_t last = part.more ? sequences->back() : UINT64_MAX;
+  uint64_t returned = 0;
+  for (;;) {
+    const std::vector<Span*> spans =
+        session.TakeLoansBut(*sequences, progress->last, last, kMaxReturns);
+    for (Span* span : spans) heap_.Return(span);
+    returned += spans.size();
+    if (spans.size() < kMaxReturns) break;
+    AnnounceLongStep();
+  }
+  returns_total_.fetch_add(returned, std::memory_order_relaxed);
+  progress->last = last;
+  progress->count += sequences->size();
+  if (returned != 0 || !unknown.empty()) {
+    uint64_t suppressed = 0;
+    if (inventory_log_.Allow(absl::Now(), &suppressed)) {
+      Log().info(
+          "pool {}: {} is back: {} spans that it never learned of, or had returned, were taken "
+          "back; {} that it names are not on record ({} such lines suppressed)",
+          name(), session.Describe(), returned, unknown.size(), suppressed);
+    }
+    NoteWork(0, returned != 0);
+  }
+  return unknown;
+}
+
 absl::StatusOr<Span*> Pool::GrantOne(const ExchangeWant& want) {
   const SpanClass span_class = SpanClass::FromValue(static_cast<uint8_t>(want.span_class));
   const auto grant = [&] {

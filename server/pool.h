@@ -81,6 +81,17 @@ struct ExchangeResult {
   std::vector<ExchangeShortfall> shortfalls;
 };
 
+// A part of what a client says it has on loan, as spanpool/v1/pool.proto has it.
+struct InventoryPart {
+  std::vector<uint64_t> sequence_deltas;
+  bool more = false;
+};
+// How much of an inventory has come.
+struct InventoryProgress {
+  uint64_t last = 0;  // sequence number
+  uint64_t count = 0;
+};
+
 struct PoolStats {
   HeapStats heap;
   uint64_t table_bytes = 0;
@@ -104,6 +115,7 @@ class Pool {
  public:
   static constexpr size_t kMaxReturns = 4096;
   static constexpr size_t kMaxWants = 256;
+  static constexpr size_t kMaxInventory = 16384;  // numbers in one part
   static constexpr uint32_t kMaxSpansPerWant = 1024;
   // Grants in one result; further wants get a shortfall that says to ask again.
   static constexpr size_t kMaxGrants = 4096;
@@ -149,6 +161,12 @@ class Pool {
   //   UNAUTHENTICATED   the session is not attached
   //   INVALID_ARGUMENT  the batch breaks a rule that an honest client keeps; evict the session
   absl::StatusOr<ExchangeResult> Exchange(Session& session, const ExchangeBatch& batch);
+
+  // Takes back what is on record for the session and missing in its inventory, as far as this part
+  // reaches. Nothing else is carried out for the session until its last part. Returns the numbers
+  // that are not on record. Errors as Exchange.
+  absl::StatusOr<std::vector<uint64_t>> Reconcile(Session& session, const InventoryPart& part,
+                                                  InventoryProgress* progress);
 
   // Names of blocks (spanpool/v1/pool.proto, "Names", which also has the errors). For each that
   // stands the pool holds a reference of its own: taken before the name is stored, dropped after it
@@ -206,6 +224,9 @@ class Pool {
 
  private:
   absl::Status CheckBatch(const ExchangeBatch& batch) const;
+  // The sequence numbers of a part.
+  absl::StatusOr<std::vector<uint64_t>> CheckInventory(const InventoryPart& part,
+                                                       const InventoryProgress& progress) const;
   // Drops references of names that are gone.
   void DropNamed(const std::vector<uint32_t>& slots);
   // Grants one span, sweeping once if the heap has none.
@@ -257,6 +278,7 @@ class Pool {
   std::atomic<uint64_t> evictions_total_{0};
   LogLimit lie_log_{20, absl::Seconds(1)};
   LogLimit lost_log_{5, absl::Seconds(10)};
+  LogLimit inventory_log_{20, absl::Seconds(1)};
   LogLimit suspect_log_{5, absl::Seconds(10)};
   LogLimit eviction_log_{20, absl::Seconds(1)};
 };

@@ -131,15 +131,49 @@ bool Session::Record(const std::vector<Loan>& loans, uint64_t reserved_bytes) {
 Span* Session::TakeLoan(uint64_t sequence) {
   RankedMutexLock lock(&mu_);
   if (state_ != SessionState::kAttached) return nullptr;
-  const auto it = loans_.find(sequence);
+  auto it = loans_.find(sequence);
   if (it == loans_.end()) return nullptr;
-  Span* span = it->second;
-  loans_.erase(it);
+  return TakeLocked(&it);
+}
+
+Span* Session::TakeLocked(Loans::iterator* loan) {
+  Span* const span = (*loan)->second;
+  *loan = loans_.erase(*loan);
   loan_bytes_ -= Bytes(span->pages);
   returned_bytes_.fetch_add(Bytes(span->pages), std::memory_order_relaxed);
   span->loan_session = 0;
   span->loan_sequence = 0;
   return span;
+}
+
+std::vector<uint64_t> Session::NotOnLoan(absl::Span<const uint64_t> sequences) const {
+  std::vector<uint64_t> missing;
+  if (sequences.empty()) return missing;
+  RankedMutexLock lock(&mu_);
+  auto loan = loans_.lower_bound(sequences.front());
+  for (const uint64_t sequence : sequences) {
+    while (loan != loans_.end() && loan->first < sequence) ++loan;
+    if (loan == loans_.end() || loan->first != sequence) missing.push_back(sequence);
+  }
+  return missing;
+}
+
+std::vector<Span*> Session::TakeLoansBut(absl::Span<const uint64_t> kept, uint64_t after,
+                                         uint64_t last, size_t most) {
+  std::vector<Span*> spans;
+  RankedMutexLock lock(&mu_);
+  if (state_ != SessionState::kAttached) return spans;
+  auto loan = loans_.upper_bound(after);
+  auto next_kept = kept.begin();
+  while (loan != loans_.end() && loan->first <= last && spans.size() < most) {
+    while (next_kept != kept.end() && *next_kept < loan->first) ++next_kept;
+    if (next_kept != kept.end() && *next_kept == loan->first) {
+      ++loan;
+    } else {
+      spans.push_back(TakeLocked(&loan));
+    }
+  }
+  return spans;
 }
 
 std::vector<Span*> Session::TakeLoans(size_t most) {
@@ -163,14 +197,30 @@ std::vector<Span*> Session::TakeLoans(size_t most) {
 
 bool Session::SetStream(const std::shared_ptr<SessionStream>& stream) {
   std::shared_ptr<SessionStream> before;
+  bool begins = false;
   {
     RankedMutexLock lock(&mu_);
     if (state_ != SessionState::kAttached) return false;
     before = stream_.lock();
     stream_ = stream;
+    begins = carrier_.expired();
+    if (begins) carrier_ = stream;
   }
   if (before != nullptr) before->End(absl::AbortedError("the session opened another stream"));
+  if (begins) stream->MayBegin();
   return true;
+}
+
+void Session::StreamIsOver(const SessionStream* stream) {
+  std::shared_ptr<SessionStream> next;
+  {
+    RankedMutexLock lock(&mu_);
+    if (carrier_.lock().get() != stream) return;
+    next = stream_.lock();
+    if (next.get() == stream) next = nullptr;
+    carrier_ = next;
+  }
+  if (next != nullptr) next->MayBegin();
 }
 
 absl::Status Session::AddWatch(const std::shared_ptr<SessionStream>& stream) {

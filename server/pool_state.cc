@@ -51,9 +51,6 @@ absl::Status Refused(absl::string_view pool, absl::string_view why) {
 }  // namespace
 
 std::string KeptStateName(absl::string_view pool) { return absl::StrCat("pool/", pool); }
-std::string KeptWorkerSegmentName(uint32_t incarnation) {
-  return absl::StrCat(absl::Hex(incarnation), ".w");
-}
 std::string KeptArenaName(uint32_t incarnation, ArenaIndex arena, ArenaFd which) {
   const char letter[] = {static_cast<char>(which), 0};
   return absl::StrCat(absl::Hex(incarnation), ".a", absl::Hex(arena.value()), ".", letter);
@@ -61,6 +58,9 @@ std::string KeptArenaName(uint32_t incarnation, ArenaIndex arena, ArenaFd which)
 std::string KeptSessionName(uint32_t incarnation, uint32_t id, SessionFd which) {
   const char letter[] = {static_cast<char>(which), 0};
   return absl::StrCat(absl::Hex(incarnation), ".s", absl::Hex(id), ".", letter);
+}
+std::string KeptWorkerName(uint32_t incarnation, SessionFd which) {
+  return KeptSessionName(incarnation, 0, which);
 }
 
 PoolState::Layout PoolState::LayoutOf(uint32_t max_arenas, uint32_t max_sessions,
@@ -135,6 +135,39 @@ absl::StatusOr<std::unique_ptr<PoolState>> PoolState::Create(const Options& opti
 absl::StatusOr<std::unique_ptr<PoolState>> PoolState::Open(layout::UniqueFd fd,
                                                            absl::string_view pool,
                                                            uint64_t config_hash, FdStore* store) {
+  auto state = Map(std::move(fd), pool, store);
+  if (!state.ok()) return state;
+  if ((*state)->pool() != pool) {
+    return Refused(pool, absl::StrCat("it is that of pool ", (*state)->pool()));
+  }
+  if ((*state)->header_->config_hash != config_hash) {
+    return Refused(pool,
+                   "the pool began with another configuration (of limit_bytes, arena_kind, "
+                   "limits.sessions or limits.names)");
+  }
+  return state;
+}
+
+absl::StatusOr<PoolState::Inventory> PoolState::Look(layout::UniqueFd fd) {
+  const auto state = Map(std::move(fd), "?", nullptr);
+  if (!state.ok()) return state.status();
+  const auto spans = (*state)->Spans();
+  if (!spans.ok()) return spans.status();
+  const auto sessions = (*state)->Sessions();
+  if (!sessions.ok()) return sessions.status();
+  const auto names = (*state)->Names();
+  if (!names.ok()) return names.status();
+  Inventory inventory{
+      .incarnation = (*state)->incarnation(), .sessions = sessions->size(), .names = names->size()};
+  for (const SpanOnRecord& span : *spans) {
+    (span.place == SpanPlace::kOnLoan ? inventory.on_loan_bytes : inventory.listed_bytes) +=
+        Bytes(span.pages);
+  }
+  return inventory;
+}
+
+absl::StatusOr<std::unique_ptr<PoolState>> PoolState::Map(layout::UniqueFd fd,
+                                                          absl::string_view pool, FdStore* store) {
   struct stat info;
   if (fstat(fd.get(), &info) != 0) return Refused(pool, "it cannot be looked at");
   const auto bytes = static_cast<uint64_t>(info.st_size);
@@ -149,17 +182,9 @@ absl::StatusOr<std::unique_ptr<PoolState>> PoolState::Open(layout::UniqueFd fd,
                                       " and this spanpoold's is ", kStateVersion));
   }
   if (header.checksum != ChecksumOf(header)) return Refused(pool, "its checksum is wrong");
-  if (pool != absl::string_view(header.pool)) {
-    return Refused(pool, absl::StrCat("it is that of pool ", header.pool));
-  }
   const Layout layout = LayoutOf(header.max_arenas, header.max_sessions, header.max_names);
   if (header.file_bytes != bytes || layout.end != bytes) {
     return Refused(pool, absl::StrCat("it has ", bytes, " bytes, and should have ", layout.end));
-  }
-  if (header.config_hash != config_hash) {
-    return Refused(pool,
-                   "the pool began with another configuration (of limit_bytes, arena_kind, "
-                   "limits.sessions or limits.names)");
   }
   void* const base = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
   if (base == MAP_FAILED) return NoMemory("mmap");
@@ -187,9 +212,9 @@ PoolState::PoolState(layout::UniqueFd fd, std::byte* base, const Layout& layout,
               [this](uint32_t i) {
                 return sessions_[i].state.load(std::memory_order_acquire) != RecordedSession::kNone;
               });
-  FindRecords(
-      &free_names_, layout_.names, sizeof(NameRecord), max_names() + 1,
-      [this](uint32_t i) { return names_[i].name_bytes.load(std::memory_order_acquire) != 0; });
+  FindRecords(&free_names_, layout_.names, sizeof(NameRecord), max_names() + 1, [this](uint32_t i) {
+    return names_[i].name_bytes.load(std::memory_order_acquire) != 0;
+  });
 }
 
 PoolState::~PoolState() { munmap(base_, layout_.end); }
@@ -230,7 +255,8 @@ absl::StatusOr<uint32_t> PoolState::TakeRecord(FreeRecords* records, uint64_t of
   RankedMutexLock lock(&mu_);
   if (records->free.empty()) {
     if (records->used == most) {
-      return absl::ResourceExhaustedError(absl::StrCat("the heap state has its ", most, " records"));
+      return absl::ResourceExhaustedError(
+          absl::StrCat("the heap state has its ", most, " records"));
     }
     // Under the lock: a page at most, and there is nobody to wait for.
     if (records->used >= records->backed) {
@@ -364,10 +390,13 @@ uint64_t PoolState::NewSequences(uint64_t count) {
 absl::StatusOr<uint32_t> PoolState::KeepSession(SessionOnRecord session, int segment_fd,
                                                 int control_fd, int pidfd, int lifeline) {
   const std::array<NamedFd, 4> fds = {
-      NamedFd{.name = KeptSessionName(incarnation(), session.id, SessionFd::kSegment), .fd = segment_fd},
-      NamedFd{.name = KeptSessionName(incarnation(), session.id, SessionFd::kControl), .fd = control_fd},
+      NamedFd{.name = KeptSessionName(incarnation(), session.id, SessionFd::kSegment),
+              .fd = segment_fd},
+      NamedFd{.name = KeptSessionName(incarnation(), session.id, SessionFd::kControl),
+              .fd = control_fd},
       NamedFd{.name = KeptSessionName(incarnation(), session.id, SessionFd::kPidfd), .fd = pidfd},
-      NamedFd{.name = KeptSessionName(incarnation(), session.id, SessionFd::kLifeline), .fd = lifeline}};
+      NamedFd{.name = KeptSessionName(incarnation(), session.id, SessionFd::kLifeline),
+              .fd = lifeline}};
   if (absl::Status status = Keep(fds); !status.ok()) {
     ForgetSession(session.id);
     return status;
@@ -510,9 +539,8 @@ absl::StatusOr<std::vector<PoolState::NameOnRecord>> PoolState::Names() {
   std::vector<NameOnRecord> names;
   names.reserve(by_name.size());
   for (auto& [text, name] : by_name) names.push_back(std::move(name));
-  std::sort(names.begin(), names.end(), [](const NameOnRecord& a, const NameOnRecord& b) {
-    return a.version < b.version;
-  });
+  std::sort(names.begin(), names.end(),
+            [](const NameOnRecord& a, const NameOnRecord& b) { return a.version < b.version; });
   return names;
 }
 

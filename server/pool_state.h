@@ -100,7 +100,8 @@ struct StateJournal {
   uint64_t reserved[511];
   uint64_t words[kMaxJournalWords];  // granules
 };
-static_assert(std::is_standard_layout_v<StateJournal> && sizeof(StateJournal) == 4096 + (512 << 10));
+static_assert(std::is_standard_layout_v<StateJournal> &&
+              sizeof(StateJournal) == 4096 + (512 << 10));
 
 enum class RecordedSession : uint32_t { kNone = 0, kAttached = 1, kDetached = 2, kDead = 3 };
 
@@ -159,13 +160,14 @@ struct SpanEntry {
 static_assert(std::is_standard_layout_v<SpanEntry> && sizeof(SpanEntry) == 16);
 
 // What the descriptors of a pool are called where they are kept. All but the state's own are named
-// by the pool's incarnation, and briefly, for there are four of each session and room for few names.
+// by the pool's incarnation, and briefly, for there are four of each session and room for few
+// names.
 std::string KeptStateName(absl::string_view pool);
-std::string KeptWorkerSegmentName(uint32_t incarnation);
 enum class ArenaFd : char { kData = 'd', kTable = 't' };
 std::string KeptArenaName(uint32_t incarnation, ArenaIndex arena, ArenaFd which);
 enum class SessionFd : char { kSegment = 's', kControl = 'c', kPidfd = 'p', kLifeline = 'l' };
 std::string KeptSessionName(uint32_t incarnation, uint32_t id, SessionFd which);
+std::string KeptWorkerName(uint32_t incarnation, SessionFd which);  // of session 0
 
 class PoolState {
  public:
@@ -193,6 +195,17 @@ class PoolState {
                                                          absl::string_view pool,
                                                          uint64_t config_hash, FdStore* store);
 
+  // What is in a file that was kept, for whoever gives it up.
+  struct Inventory {
+    uint32_t incarnation = 0;
+    uint64_t sessions = 0;
+    uint64_t on_loan_bytes = 0;
+    uint64_t listed_bytes = 0;
+    uint64_t names = 0;
+  };
+  //   DATA_LOSS  it is none of this version, or makes no sense
+  static absl::StatusOr<Inventory> Look(layout::UniqueFd fd);
+
   ~PoolState();
   PoolState(const PoolState&) = delete;
   PoolState& operator=(const PoolState&) = delete;
@@ -216,8 +229,8 @@ class PoolState {
   bool TakeStopped();
   void SetStopped();
 
-  // Has `fds` kept, at least one. If there is nobody to keep them, that is logged once and the pool goes on: what
-  // a restart would lose, it loses.
+  // Has `fds` kept, at least one. If there is nobody to keep them, that is logged once and the pool
+  // goes on: what a restart would lose, it loses.
   //   RESOURCE_EXHAUSTED  the store is full
   absl::Status Keep(absl::Span<const NamedFd> fds);
 
@@ -246,6 +259,7 @@ class PoolState {
 
   // Numbers for grants: `count` from the result on, never given before, by any worker.
   uint64_t NewSequences(uint64_t count);
+  uint64_t next_sequence() const { return next_sequence_.load(std::memory_order_relaxed); }
 
   // Sessions.
   struct SessionOnRecord {
@@ -327,6 +341,9 @@ class PoolState {
   static Layout LayoutOf(uint32_t max_arenas, uint32_t max_sessions, uint32_t max_names);
   static uint64_t ChecksumOf(const StateHeader& header);
 
+  // Without a pool or a configuration to compare with.
+  static absl::StatusOr<std::unique_ptr<PoolState>> Map(layout::UniqueFd fd, absl::string_view pool,
+                                                        FdStore* store);
   PoolState(layout::UniqueFd fd, std::byte* base, const Layout& layout, FdStore* store);
   absl::Status Back(uint64_t offset, uint64_t bytes) const;
   // Of records of `bytes` from `offset` on, `most` in all.

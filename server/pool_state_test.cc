@@ -92,8 +92,7 @@ class PoolStateTest : public testing::Test {
   size_t OffsetOfEntry(uint64_t page) const {
     struct stat info;
     EXPECT_EQ(fstat(state_->fd(), &info), 0);
-    return static_cast<size_t>(info.st_size) -
-           (18 * kPagesPerArena - page) * sizeof(SpanEntry);
+    return static_cast<size_t>(info.st_size) - (18 * kPagesPerArena - page) * sizeof(SpanEntry);
   }
 
   MemoryFdStore store_;
@@ -157,8 +156,7 @@ TEST_F(PoolStateTest, AFileOfAnotherSizeIsRefused) {
 
 TEST_F(PoolStateTest, AnotherPoolsStateIsRefused) {
   KeptFds kept = store_.Copies();
-  const auto state =
-      PoolState::Open(std::move(kept[KeptStateName("blue")]), "red", kHash, &store_);
+  const auto state = PoolState::Open(std::move(kept[KeptStateName("blue")]), "red", kHash, &store_);
   EXPECT_TRUE(absl::IsDataLoss(state.status())) << state.status();
   EXPECT_THAT(std::string(state.status().message()), HasSubstr("it is that of pool blue"));
 }
@@ -208,10 +206,10 @@ TEST_F(PoolStateTest, EntriesThatMakeNoSenseAreRefused) {
   const SpanWord good(SpanPlace::kListed, SpanClass(), PageCount(1), 0);
   const size_t offset = OffsetOfEntry(page) + offsetof(SpanEntry, state);
   for (const uint64_t bits : {
-           good.bits() | uint64_t{3} << 62,                                        // no place
-           good.bits() | uint64_t{200} << 32,                                      // no span class
-           good.bits() & ~uint64_t{1},                                             // no pages
-           good.bits() + kPagesPerArena,                                           // past the end
+           good.bits() | uint64_t{3} << 62,    // no place
+           good.bits() | uint64_t{200} << 32,  // no span class
+           good.bits() & ~uint64_t{1},         // no pages
+           good.bits() + kPagesPerArena,       // past the end
        }) {
     Write(offset, bits);
     const auto spans = state_->Spans();
@@ -255,8 +253,7 @@ TEST_F(PoolStateTest, ASessionIsOnRecordUntilItEnds) {
 TEST_F(PoolStateTest, ThereAreAsManySessionRecordsAsSessions) {
   for (uint32_t i = 1; i <= 100; ++i) KeepSession(i);
   const int fd = state_->fd();
-  EXPECT_TRUE(
-      absl::IsResourceExhausted(state_->KeepSession({.id = 101}, fd, fd, fd, fd).status()));
+  EXPECT_TRUE(absl::IsResourceExhausted(state_->KeepSession({.id = 101}, fd, fd, fd, fd).status()));
   EXPECT_EQ(store_.size(), 1u + 100 * 4);
   Restart();
   EXPECT_THAT(*state_->Sessions(), SizeIs(100));
@@ -273,8 +270,7 @@ TEST_F(PoolStateTest, AFullStoreRefusesASessionAndKeepsNothingOfIt) {
   auto state = PoolState::Create({.pool = "red", .max_arenas = 2, .max_sessions = 2}, &small);
   ASSERT_TRUE(state.ok());
   const int fd = (*state)->fd();
-  EXPECT_TRUE(
-      absl::IsResourceExhausted((*state)->KeepSession({.id = 1}, fd, fd, fd, fd).status()));
+  EXPECT_TRUE(absl::IsResourceExhausted((*state)->KeepSession({.id = 1}, fd, fd, fd, fd).status()));
   EXPECT_EQ(small.size(), 1u);
   EXPECT_THAT(*(*state)->Sessions(), IsEmpty());
 }

@@ -8,6 +8,23 @@
 #include "allocator/units.h"
 
 namespace spanpool {
+namespace {
+
+RecordedSession Recorded(SessionState state) {
+  switch (state) {
+    case SessionState::kAttached:
+      return RecordedSession::kAttached;
+    case SessionState::kDetached:
+      return RecordedSession::kDetached;
+    case SessionState::kDead:
+      return RecordedSession::kDead;
+    case SessionState::kEnded:
+      break;
+  }
+  return RecordedSession::kNone;
+}
+
+}  // namespace
 
 Session::Session(Pool* pool, uint32_t id, const SessionToken& token, PeerIdentity peer,
                  layout::AccessMode access, uint64_t limit_bytes, layout::UniqueFd pidfd,
@@ -20,6 +37,21 @@ Session::Session(Pool* pool, uint32_t id, const SessionToken& token, PeerIdentit
       limit_bytes_(limit_bytes),
       pidfd_(std::move(pidfd)),
       memory_(std::move(memory)) {}
+
+void Session::SetRecord(PoolState* pool_state, uint32_t record) {
+  pool_state_ = pool_state;
+  record_ = record;
+}
+
+void Session::Restore(SessionState state) {
+  RankedMutexLock lock(&mu_);
+  state_ = state;
+}
+
+void Session::RestoreLoan(const Loan& loan) {
+  RankedMutexLock lock(&mu_);
+  AddLoanLocked(loan);
+}
 
 std::string Session::Describe() const {
   return absl::StrCat("session ", id_, " (pid ", peer_.pid, ", uid ", peer_.uid, ")");
@@ -40,8 +72,23 @@ size_t Session::loan_count() const {
   return loans_.size();
 }
 
-Session::Streams Session::MoveTo(SessionState next) {
+void Session::SetStateLocked(SessionState next) {
+  if (pool_state_ != nullptr) pool_state_->SetSession(record_, Recorded(next));
   state_ = next;
+}
+
+void Session::AddLoanLocked(const Loan& loan) {
+  const size_t before = loans_.size();
+  // A grant of this moment is usually the newest.
+  loans_.emplace_hint(loans_.end(), loan.sequence, loan.span);
+  SPANPOOL_CHECK_EQ(loans_.size(), before + 1) << "sequence " << loan.sequence;
+  loan.span->loan_session = id_;
+  loan.span->loan_sequence = loan.sequence;
+  loan_bytes_ += Bytes(loan.span->pages);
+}
+
+Session::Streams Session::MoveTo(SessionState next) {
+  SetStateLocked(next);
   Streams streams;
   watches_.push_back(std::exchange(stream_, {}));
   for (const std::weak_ptr<SessionStream>& each : std::exchange(watches_, {})) {
@@ -93,7 +140,7 @@ bool Session::Retire() { return Leave(SessionState::kDead); }
 bool Session::EndReaped() {
   RankedMutexLock lock(&mu_);
   if (state_ != SessionState::kDead || !loans_.empty()) return false;
-  state_ = SessionState::kEnded;
+  SetStateLocked(SessionState::kEnded);
   return true;
 }
 
@@ -117,13 +164,8 @@ bool Session::Record(const std::vector<Loan>& loans, uint64_t reserved_bytes) {
   pending_bytes_ -= reserved_bytes;
   if (state_ != SessionState::kAttached) return false;
   for (const Loan& loan : loans) {
-    const size_t before = loans_.size();
-    // A grant of this moment is usually the newest.
-    loans_.emplace_hint(loans_.end(), loan.sequence, loan.span);
-    SPANPOOL_CHECK_EQ(loans_.size(), before + 1) << "sequence " << loan.sequence;
-    loan.span->loan_session = id_;
-    loan.span->loan_sequence = loan.sequence;
-    loan_bytes_ += Bytes(loan.span->pages);
+    if (pool_state_ != nullptr) pool_state_->RecordLoan(*loan.span, record_, loan.sequence);
+    AddLoanLocked(loan);
   }
   return true;
 }

@@ -19,6 +19,9 @@
 //  4. At most one Exchange stream carries out messages: the next may begin when the one before is
 //     over.
 //
+// With a PoolState every change of state and every loan is on record before the call returns; a
+// later worker makes the session again from that.
+//
 // Thread-safe. Lock rank: kSession.
 
 #ifndef SPANPOOL_SERVER_SESSION_H_
@@ -41,6 +44,7 @@
 #include "proto/layout/attach.h"
 #include "proto/layout/packet.h"
 #include "server/access.h"
+#include "server/pool_state.h"
 #include "server/session_memory.h"
 
 namespace spanpool {
@@ -73,6 +77,13 @@ class Session {
   Session(Pool* pool, uint32_t id, const SessionToken& token, PeerIdentity peer,
           layout::AccessMode access, uint64_t limit_bytes, layout::UniqueFd pidfd,
           std::unique_ptr<SessionMemory> memory);
+
+  // Before anybody else knows the session.
+  // Its record, which says that it is attached. `pool_state` outlives the session.
+  void SetRecord(PoolState* pool_state, uint32_t record);
+  // After a restart: as it was left, and what it has on loan. The record says so already.
+  void Restore(SessionState state) ABSL_LOCKS_EXCLUDED(mu_);
+  void RestoreLoan(const Loan& loan) ABSL_LOCKS_EXCLUDED(mu_);
 
   // Constant.
   Pool& pool() const { return *pool_; }
@@ -149,6 +160,8 @@ class Session {
 
  private:
   bool Leave(SessionState next) ABSL_LOCKS_EXCLUDED(mu_);
+  void SetStateLocked(SessionState next) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void AddLoanLocked(const Loan& loan) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Returns the streams that are to end.
   using Streams = std::vector<std::shared_ptr<SessionStream>>;
   Streams MoveTo(SessionState next) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -165,6 +178,8 @@ class Session {
   const uint64_t limit_bytes_;
   const layout::UniqueFd pidfd_;
   const std::unique_ptr<SessionMemory> memory_;
+  PoolState* pool_state_ = nullptr;  // null: nothing is on record
+  uint32_t record_ = 0;
 
   // Changed under mu_; read by anyone, for the operator.
   std::atomic<uint64_t> returned_bytes_{0};
@@ -174,7 +189,7 @@ class Session {
   // By sequence number: those that were granted together are often neighbours in memory, too.
   Loans loans_ ABSL_GUARDED_BY(mu_);
   uint64_t loan_bytes_ ABSL_GUARDED_BY(mu_) = 0;
-  uint64_t pending_bytes_ ABSL_GUARDED_BY(mu_) = 0;  // reserved, not recorded yet
+  uint64_t pending_bytes_ ABSL_GUARDED_BY(mu_) = 0;            // reserved, not recorded yet
   std::weak_ptr<SessionStream> stream_ ABSL_GUARDED_BY(mu_);   // the newest
   std::weak_ptr<SessionStream> carrier_ ABSL_GUARDED_BY(mu_);  // the one that may have begun
   std::vector<std::weak_ptr<SessionStream>> watches_ ABSL_GUARDED_BY(mu_);

@@ -32,9 +32,6 @@ using layout::UniqueFd;
 
 constexpr absl::Duration kAcceptPause = absl::Milliseconds(100);
 constexpr int kAcceptsAtOnce = 64;
-// What may lie unread at the client when it sends a request, in bytes of the kernel's buffers: a
-// notice (768), but hardly the reply to another request (1280).
-constexpr int kMaxUnreadBytes = 2048;
 
 // Sent to the other end and not read there.
 int UnreadBytes(int socket) {
@@ -110,13 +107,19 @@ AttachServer::AttachServer(UniqueFd listener, std::vector<Pool*> pools, SessionT
       recaller_(recaller),
       loop_(loop),
       listener_(std::move(listener)),
-      spare_(open("/dev/null", O_RDONLY | O_CLOEXEC)) {
+      spare_(open("/dev/null", O_RDONLY | O_CLOEXEC)),
+      maker_([this] { RunMaker(); }) {
   recaller_->SetCarrier([this](const Session& session, uint64_t recall, uint64_t bytes) {
     loop_->Post([this, id = session.id(), recall, bytes] { Recall(id, recall, bytes); });
   });
 }
 
 AttachServer::~AttachServer() {
+  {
+    RankedMutexLock lock(&maker_mu_);
+    maker_stops_ = true;
+  }
+  maker_.join();
   for (const auto& [session, watch] : pidfd_watches_) loop_->Unwatch(watch);
   for (const auto& [id, connection] : connections_) loop_->Unwatch(connection.watch);
   loop_->Unwatch(listener_watch_);
@@ -129,11 +132,80 @@ absl::Status AttachServer::Start() {
   return absl::OkStatus();
 }
 
+void AttachServer::Resume(Pool& pool) {
+  for (Pool::Lifeline& lifeline : pool.TakeLifelines()) {
+    const std::shared_ptr<Session> session = lifeline.session;
+    if (!lifeline.connection.valid()) {
+      pool.LifelineEnded(*session);
+      continue;
+    }
+    Connection connection{.id = next_connection_++,
+                          .fd = std::move(lifeline.connection),
+                          .peer = session->peer(),
+                          .session = session,
+                          .attach_may_repeat = true};
+    const uint64_t id = connection.id;
+    if (absl::Status status = AddConnection(std::move(connection)); !status.ok()) {
+      Log().error("pool {}: the connection of {} is lost: {}", pool.name(), session->Describe(),
+                  std::string(status.message()));
+      pool.LifelineEnded(*session);
+      continue;
+    }
+    connection_of_session_[session->id()] = id;
+  }
+  for (const std::shared_ptr<Session>& session : pool.Sessions()) {
+    if (session->state() == SessionState::kDead) {
+      reaper_->Reap(session);
+    } else {
+      WatchProcess(session);
+    }
+  }
+}
+
+absl::Status AttachServer::AddConnection(Connection connection) {
+  const uint64_t id = connection.id;
+  auto watch = loop_->Watch(connection.fd.get(), EPOLLIN | EPOLLRDHUP,
+                            [this, id](uint32_t) { Receive(id); });
+  if (!watch.ok()) return watch.status();
+  connection.watch = *watch;
+  connections_[id] = std::move(connection);
+  return absl::OkStatus();
+}
+
+void AttachServer::RunMaker() {
+  for (;;) {
+    std::function<void()> make;
+    {
+      RankedMutexLock lock(&maker_mu_);
+      maker_mu_.Await(absl::Condition(this, &AttachServer::MakerHasNews));
+      if (maker_stops_) return;
+      make = std::move(to_make_.front());
+      to_make_.pop_front();
+    }
+    make();
+  }
+}
+
 void AttachServer::CloseConnection(uint32_t session_id) {
   loop_->Post([this, session_id] {
     const auto it = connection_of_session_.find(session_id);
     if (it != connection_of_session_.end()) Close(it->second);
   });
+}
+
+void AttachServer::SendResumed() {
+  std::vector<uint64_t> gone;
+  for (auto& [id, connection] : connections_) {
+    if (connection.session == nullptr) continue;
+    const int fd = connection.fd.get();
+    layout::ResumedNotice notice;
+    notice.incarnation = connection.session->pool().incarnation();
+    // Without room for it there are others, unread.
+    if (absl::IsUnavailable(layout::SendPacket(fd, layout::BytesOf(notice)))) gone.push_back(id);
+    connection.max_unread_bytes = kMaxUnreadBytes + UnreadBytes(fd);
+    connection.old_recall = true;
+  }
+  for (const uint64_t id : gone) Close(id);
 }
 
 void AttachServer::StopListening() {
@@ -167,16 +239,9 @@ void AttachServer::Accept() {
     absl::StatusOr<PeerIdentity> peer = PeerIdentityOf(fd.get());
     if (!peer.ok()) continue;
     if (pending_ >= kMaxPending) MakeRoomForPending();
-    const uint64_t id = next_connection_++;
-    auto watch =
-        loop_->Watch(fd.get(), EPOLLIN | EPOLLRDHUP, [this, id](uint32_t) { Receive(id); });
-    if (!watch.ok()) continue;
-    Connection& connection = connections_[id];
-    connection.id = id;
-    connection.fd = std::move(fd);
-    connection.peer = *std::move(peer);
-    connection.watch = *watch;
-    ++pending_;
+    const absl::Status added =
+        AddConnection({.id = next_connection_++, .fd = std::move(fd), .peer = *std::move(peer)});
+    if (added.ok()) ++pending_;
   }
 }
 
@@ -213,10 +278,13 @@ void AttachServer::Receive(uint64_t id) {
         "a message of the attach protocol is shorter and carries no descriptors");
     Send(connection.fd.get(), Refusal<layout::AttachReply>(why));
     keep = Breach(connection, why);
-  } else if (UnreadBytes(connection.fd.get()) > kMaxUnreadBytes) {
+  } else if (UnreadBytes(connection.fd.get()) > connection.max_unread_bytes) {
     keep =
         Breach(connection, absl::InvalidArgumentError(
                                "a client reads the reply to a request before it sends the next"));
+  } else if (connection.attaching) {
+    keep = Breach(connection, absl::InvalidArgumentError(
+                                  "a client reads the reply to its attach before it goes on"));
   } else {
     keep = Handle(connection, std::span(buffer).first(packet->bytes));
   }
@@ -232,6 +300,11 @@ bool AttachServer::Handle(Connection& connection, std::span<const std::byte> byt
   } else {
     std::memcpy(&header, bytes.data(), sizeof(header));
     status = CheckHeader(header);
+  }
+  if (status.ok() && header.type != AttachType::kAttachRequest && connection.attach_may_repeat) {
+    // It has the reply to its attach.
+    connection.attach_may_repeat = false;
+    connection.session->memory().CloseControlFd();
   }
   if (status.ok()) {
     const absl::Status wrong_size = absl::InvalidArgumentError(
@@ -282,47 +355,96 @@ bool AttachServer::Breach(Connection& connection, const absl::Status& why) {
 
 bool AttachServer::HandleAttach(Connection& connection, const layout::AttachRequest& request) {
   const int fd = connection.fd.get();
-  if (connection.session != nullptr) {
+  if (connection.session != nullptr && connection.attach_may_repeat &&
+      request.access == connection.session->access() && request.reserved == 0 &&
+      connection.session->pool().name() ==
+          absl::string_view(request.pool, strnlen(request.pool, sizeof(request.pool)))) {
+    // The last worker made the session, and died before the client knew.
+    connection.attach_may_repeat = false;
+    return SendAttachReply(connection, *connection.session);
+  }
+  if (connection.session != nullptr || connection.attaching) {
     const absl::Status why = absl::FailedPreconditionError("this connection has a session already");
     Send(fd, Refusal<layout::AttachReply>(why));
     return Breach(connection, why);
   }
-  absl::StatusOr<std::shared_ptr<Session>> session = Attach(connection, request);
-  if (!session.ok()) {
-    uint64_t suppressed = 0;
-    if (refusal_log_.Allow(absl::Now(), &suppressed)) {
-      Log().warn("attach of pid {}, uid {} refused: {} ({} such lines suppressed)",
-                 connection.peer.pid, connection.peer.uid, std::string(session.status().message()),
-                 suppressed);
-    }
-    Send(fd, Refusal<layout::AttachReply>(session.status()));
-    return false;
+  const absl::StatusOr<Pool*> pool = CheckAttach(connection, request);
+  if (!pool.ok()) return RefuseAttach(connection, pool.status());
+  absl::StatusOr<UniqueFd> pidfd = PidfdOf(fd, connection.peer);
+  if (!pidfd.ok()) return RefuseAttach(connection, pidfd.status());
+  // The connection may be closed meanwhile.
+  UniqueFd lifeline(fcntl(fd, F_DUPFD_CLOEXEC, 0));
+  if (!lifeline.valid()) {
+    return RefuseAttach(connection, absl::ErrnoToStatus(errno, "the daemon cannot take a session"));
   }
-  layout::AttachReply reply;
-  reply.session_id = (*session)->id();
-  std::copy((*session)->token().begin(), (*session)->token().end(), reply.token);
-  reply.incarnation = (*session)->pool().incarnation();
-  reply.slot_capacity = layout::kSlotCapacity;
-  reply.limit_bytes = (*session)->pool().config().limit_bytes;
-  reply.address_bytes = (*session)->pool().address_bytes();
-  const int fds[] = {(*session)->memory().session_fd(),
-                     (*session)->memory().control_read_only_fd()};
-  if (!Send(fd, reply, fds)) {
-    // The client knows nothing of the session, which holds nothing.
-    (void)(*session)->pool().Detach(**session);
-    return false;
-  }
-  (*session)->memory().CloseControlFd();
-  connection.session = *session;
-  connection_of_session_[(*session)->id()] = connection.id;
-  --pending_;
-  WatchProcess(*session);
-  Log().debug("pool {}: {} attached", (*session)->pool().name(), (*session)->Describe());
+  struct Made {
+    UniqueFd pidfd, lifeline;
+  };
+  auto made = std::make_shared<Made>(Made{*std::move(pidfd), std::move(lifeline)});
+  connection.attaching = true;
+  RankedMutexLock lock(&maker_mu_);
+  to_make_.push_back([this, id = connection.id, pool = *pool, peer = connection.peer,
+                      access = request.access, made = std::move(made)] {
+    auto session = pool->Attach(peer, access, std::move(made->pidfd), made->lifeline.get());
+    made->lifeline.reset();
+    loop_->Post([this, id, session = std::move(session)] { FinishAttach(id, session); });
+  });
   return true;
 }
 
-absl::StatusOr<std::shared_ptr<Session>> AttachServer::Attach(
-    const Connection& connection, const layout::AttachRequest& request) {
+bool AttachServer::RefuseAttach(Connection& connection, const absl::Status& why) {
+  uint64_t suppressed = 0;
+  if (refusal_log_.Allow(absl::Now(), &suppressed)) {
+    Log().warn("attach of pid {}, uid {} refused: {} ({} such lines suppressed)",
+               connection.peer.pid, connection.peer.uid, std::string(why.message()), suppressed);
+  }
+  Send(connection.fd.get(), Refusal<layout::AttachReply>(why));
+  return false;
+}
+
+void AttachServer::FinishAttach(uint64_t id,
+                                const absl::StatusOr<std::shared_ptr<Session>>& session) {
+  const auto found = connections_.find(id);
+  if (found == connections_.end()) {
+    // Closed meanwhile. The client knows nothing of the session, which holds nothing.
+    if (session.ok()) (void)(*session)->pool().Detach(**session);
+    return;
+  }
+  Connection& connection = found->second;
+  connection.attaching = false;
+  if (!session.ok()) {
+    RefuseAttach(connection, session.status());
+    Close(id);
+    return;
+  }
+  if (!SendAttachReply(connection, **session)) {
+    (void)(*session)->pool().Detach(**session);
+    Close(id);
+    return;
+  }
+  connection.session = *session;
+  connection_of_session_[(*session)->id()] = id;
+  --pending_;
+  WatchProcess(*session);
+  Log().debug("pool {}: {} attached", (*session)->pool().name(), (*session)->Describe());
+}
+
+bool AttachServer::SendAttachReply(const Connection& connection, Session& session) {
+  layout::AttachReply reply;
+  reply.session_id = session.id();
+  std::copy(session.token().begin(), session.token().end(), reply.token);
+  reply.incarnation = session.pool().incarnation();
+  reply.slot_capacity = layout::kSlotCapacity;
+  reply.limit_bytes = session.pool().config().limit_bytes;
+  reply.address_bytes = session.pool().address_bytes();
+  const int fds[] = {session.memory().session_fd(), session.memory().control_read_only_fd()};
+  if (!Send(connection.fd.get(), reply, fds)) return false;
+  session.memory().CloseControlFd();
+  return true;
+}
+
+absl::StatusOr<Pool*> AttachServer::CheckAttach(const Connection& connection,
+                                                const layout::AttachRequest& request) const {
   const size_t length = strnlen(request.pool, sizeof(request.pool));
   if (length == sizeof(request.pool)) {
     return absl::InvalidArgumentError("the pool's name has no end");
@@ -364,9 +486,7 @@ absl::StatusOr<std::shared_ptr<Session>> AttachServer::Attach(
   }
   // Before anything is made for it.
   if (absl::Status status = sessions_->RoomFor(connection.peer.uid); !status.ok()) return status;
-  absl::StatusOr<UniqueFd> pidfd = PidfdOf(connection.fd.get(), connection.peer);
-  if (!pidfd.ok()) return pidfd.status();
-  return pool->Attach(connection.peer, request.access, *std::move(pidfd));
+  return pool;
 }
 
 void AttachServer::WatchProcess(const std::shared_ptr<Session>& session) {
@@ -449,6 +569,9 @@ bool AttachServer::SendNotice(Connection& connection) {
 }
 
 bool AttachServer::HandleRecallAnswer(Connection& connection, const layout::RecallAnswer& answer) {
+  if (answer.recall != connection.recall_sent && std::exchange(connection.old_recall, false)) {
+    return true;
+  }
   // Nothing is under way before the session is attached.
   if (answer.recall == 0 || answer.recall != connection.recall_sent) {
     const absl::Status why = absl::InvalidArgumentError(

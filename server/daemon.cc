@@ -7,7 +7,10 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "allocator/heap.h"
@@ -43,8 +46,9 @@ constexpr size_t kMaxReflectionCalls = 2;
 constexpr absl::Duration kCloseGrace = absl::Milliseconds(50);
 // One for exchanges and calls, one for watches.
 constexpr size_t kConnectionsPerSession = 2;
-// Descriptors of one session: lifeline, pidfd, segment, and twice each of its gRPC connections.
-constexpr uint64_t kDescriptorsPerSession = 3 + 2 * kConnectionsPerSession;
+// Descriptors of one session: lifeline, pidfd, segment, control segment until it was sent, and
+// twice each of its gRPC connections.
+constexpr uint64_t kDescriptorsPerSession = 4 + 2 * kConnectionsPerSession;
 
 // What a pool is called to the health service, which knows it beside "", the daemon.
 std::string HealthServiceOf(const std::string& pool) { return absl::StrCat("pool/", pool); }
@@ -67,10 +71,76 @@ void RaiseDescriptorLimit(const DaemonConfig& config) {
   }
 }
 
+// Of what a pool's state depends on, as it was configured: a later worker is to find it the same.
+// FNV-1a.
+uint64_t HashOf(const PoolConfig& pool, const DaemonConfig& config) {
+  const std::string text =
+      absl::StrCat(pool.name, " ", pool.limit_bytes, " ", static_cast<int>(pool.arena_kind), " ",
+                   config.max_sessions, " ", config.max_names);
+  uint64_t hash = 0xcbf29ce484222325;
+  for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3;
+  return hash;
+}
+
+// Says what of a pool is given up.
+void LogDiscarded(const std::string& pool, layout::UniqueFd fd) {
+  absl::StatusOr<PoolState::Inventory> lost = PoolState::Look(std::move(fd));
+  if (!lost.ok()) {
+    Log().warn("pool {}: discarded; what it held cannot be told: {}", pool,
+               std::string(lost.status().message()));
+    return;
+  }
+  Log().warn(
+      "pool {}: discarded, incarnation {:08x}: {} sessions with {} MiB on loan, {} MiB in shared "
+      "blocks, {} names",
+      pool, lost->incarnation, lost->sessions, lost->on_loan_bytes >> 20, lost->listed_bytes >> 20,
+      lost->names);
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(DaemonConfig config, FdStore* store,
-                                                      KeptFds kept) {
+                                                      KeptFds kept, bool discard_state) {
+  if (config.pools.empty()) config.pools.emplace_back();
+  std::vector<KeptPool> kept_pools(config.pools.size());
+  for (size_t i = 0; i < config.pools.size(); ++i) {
+    kept_pools[i].config_hash = HashOf(config.pools[i], config);
+  }
+  absl::flat_hash_map<std::string, layout::UniqueFd> states;
+  for (auto it = kept.begin(); it != kept.end();) {
+    absl::string_view name = it->first;
+    if (!absl::ConsumePrefix(&name, KeptStateName(""))) {
+      ++it;
+      continue;
+    }
+    states.emplace(name, std::move(it->second));
+    kept.erase(it++);
+  }
+  if (discard_state) {
+    for (auto& [pool, fd] : states) {
+      LogDiscarded(pool, std::move(fd));
+      if (store != nullptr) store->Forget(KeptStateName(pool));
+    }
+    states.clear();
+  }
+  for (size_t i = 0; i < config.pools.size(); ++i) {
+    PoolConfig& pool = config.pools[i];
+    const auto found = states.find(pool.name);
+    if (found == states.end()) continue;
+    auto state =
+        PoolState::Open(std::move(found->second), pool.name, kept_pools[i].config_hash, store);
+    if (!state.ok()) return state.status();
+    states.erase(found);
+    // What is available by now has nothing to do with what the pool may lend.
+    pool.limit_bytes = (*state)->limit_bytes();
+    kept_pools[i].state = *std::move(state);
+  }
+  if (!states.empty()) {
+    return absl::DataLossError(absl::StrCat(
+        "pool ", states.begin()->first,
+        " was kept, and the configuration does not have it: add it again, or give it and all that "
+        "is in it up with --discard_state"));
+  }
   const absl::StatusOr<uint64_t> available = MemoryLimit().AvailableBytes();
   if (!available.ok()) return available.status();
   config = WithDefaults(std::move(config), *available);
@@ -81,8 +151,12 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(DaemonConfig config, FdSto
         "SPANPOOL_RUN_DIR");
   }
   const MemoryLimit::HugePages huge_pages = MemoryLimit().AvailableHugePages();
-  if (absl::Status status = CheckHugePages(config.pools, huge_pages); !status.ok()) return status;
-  for (const PoolConfig& pool : config.pools) {
+  std::vector<PoolConfig> new_pools;  // the others have what they have
+  for (size_t i = 0; i < config.pools.size(); ++i) {
+    if (kept_pools[i].state == nullptr) new_pools.push_back(config.pools[i]);
+  }
+  if (absl::Status status = CheckHugePages(new_pools, huge_pages); !status.ok()) return status;
+  for (const PoolConfig& pool : new_pools) {
     if (pool.arena_kind == MemfdArenaSource::Kind::kPages && pool.limit_bytes > *available) {
       Log().warn(
           "pool {}: its limit of {} MiB is more than the {} MiB that are available; "
@@ -93,8 +167,12 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(DaemonConfig config, FdSto
   absl::StatusOr<RunDirectory> run_directory = RunDirectory::Open(config.run_dir, store, &kept);
   if (!run_directory.ok()) return run_directory.status();
   std::unique_ptr<Daemon> daemon(new Daemon(std::move(config), store, *std::move(run_directory)));
-  if (absl::Status status = daemon->Serve(&kept); !status.ok()) {
+  if (absl::Status status = daemon->Serve(std::move(kept_pools), &kept); !status.ok()) {
     daemon->run_directory_.LeaveInherited();
+    // Nobody has seen these: whoever tries next need not know of them.
+    for (const PoolConfig& pool : new_pools) {
+      if (store != nullptr) store->Forget(KeptStateName(pool.name));
+    }
     return status;
   }
   // Kept, and never on record: a predecessor died before it used them.
@@ -112,11 +190,40 @@ Daemon::Daemon(DaemonConfig config, FdStore* store, RunDirectory run_directory)
       sessions_(config_.max_sessions, geteuid()),
       recaller_(&sessions_) {}
 
-absl::Status Daemon::Serve(KeptFds* kept) {
+absl::StatusOr<std::unique_ptr<Pool>> Daemon::MakePool(const PoolConfig& config, KeptPool kept_pool,
+                                                       KeptFds* kept) {
+  if (store_ == nullptr) return std::make_unique<Pool>(config, &memory_, &sessions_);
+  if (kept_pool.state == nullptr) {
+    auto pool = Pool::Create(config, &memory_, &sessions_, store_, kept_pool.config_hash);
+    if (pool.ok()) (*pool)->state()->SetWorker(worker_);
+    return pool;
+  }
+  const absl::Time begun = absl::Now();
+  const uint32_t last = kept_pool.state->worker();
+  const bool stopped = kept_pool.state->TakeStopped();
+  kept_pool.state->SetWorker(worker_);
+  auto pool = Pool::Restore(config, &memory_, &sessions_, std::move(kept_pool.state), kept);
+  if (!pool.ok()) return pool;
+  const PoolStats stats = (*pool)->stats();
+  Log().info(
+      "pool {}: taken over from worker {}, which {}: {} sessions with {} MiB on loan, {} MiB in "
+      "shared blocks, {} names; it took {} ms",
+      config.name, last, stopped ? "stopped" : "was killed or crashed", stats.sessions,
+      stats.heap.on_loan_bytes >> 20, stats.heap.in_lists_bytes >> 20, stats.names,
+      absl::ToInt64Milliseconds(absl::Now() - begun));
+  return pool;
+}
+
+absl::Status Daemon::Serve(std::vector<KeptPool> kept_pools, KeptFds* kept) {
   RaiseDescriptorLimit(config_);
+  for (const KeptPool& each : kept_pools) {
+    if (each.state != nullptr) worker_ = std::max(worker_, each.state->worker() + 1);
+  }
   std::vector<Pool*> pools;
-  for (const PoolConfig& config : config_.pools) {
-    pools_.push_back(std::make_unique<Pool>(config, &memory_, &sessions_));
+  for (size_t i = 0; i < config_.pools.size(); ++i) {
+    auto pool = MakePool(config_.pools[i], std::move(kept_pools[i]), kept);
+    if (!pool.ok()) return pool.status();
+    pools_.push_back(*std::move(pool));
     pools.push_back(pools_.back().get());
     pools_.back()->SetShortageCallback([this](const Session& session, uint64_t bytes) {
       recaller_.AskOthers(session, bytes, absl::Now());
@@ -135,6 +242,7 @@ absl::Status Daemon::Serve(KeptFds* kept) {
     }
   }
   housekeeper_ = std::make_unique<Housekeeper>(pools);
+  for (Pool* pool : pools) pool->NoteListedSpans();
   reaper_ = std::make_unique<Reaper>(pools);
   absl::StatusOr<std::unique_ptr<EventLoop>> loop = EventLoop::Create();
   if (!loop.ok()) return loop.status();
@@ -144,6 +252,10 @@ absl::Status Daemon::Serve(KeptFds* kept) {
   if (!attach_socket.ok()) return attach_socket.status();
   attach_server_ = std::make_unique<AttachServer>(*std::move(attach_socket), pools, &sessions_,
                                                   reaper_.get(), &recaller_, loop_.get());
+  // A number of a recall says which worker's it is.
+  recaller_.StartAt(uint64_t{worker_} << 32 | 1);
+  for (Pool* pool : pools) attach_server_->Resume(*pool);
+  attach_server_->SendResumed();
   if (absl::Status status = attach_server_->Start(); !status.ok()) return status;
 
   if (absl::Status status = StartGrpc(pools); !status.ok()) return status;
@@ -215,6 +327,12 @@ GrpcListener::Role Daemon::RoleOf(const PeerIdentity& peer) const {
 
 Daemon::~Daemon() { Stop(); }
 
+void Daemon::MakeRoom() {
+  for (const std::unique_ptr<Pool>& pool : pools_) {
+    if (pool->state() != nullptr) pool->state()->SetStopped();
+  }
+}
+
 void Daemon::Stop() {
   if (std::exchange(stopped_, true)) return;
   health_service_.Stop();
@@ -248,6 +366,7 @@ void Daemon::Stop() {
   attach_server_.reset();
   loop_.reset();
   housekeeper_.reset();
+  MakeRoom();
   Log().info("stopped");
 }
 

@@ -6,13 +6,17 @@
 // Clients keep what they have mapped; their lifelines end.
 //
 // A daemon that has an FdStore starts with what its predecessor kept there (fd_store.h): each part
-// takes its own by their names, and what nobody takes is closed and forgotten.
+// takes its own by their names, and what nobody takes is closed and forgotten. So it makes the
+// pools again (pool.h), goes on with the connections on the attach socket, and only then accepts
+// new ones.
 
 #ifndef SPANPOOL_SERVER_DAEMON_H_
 #define SPANPOOL_SERVER_DAEMON_H_
 
+#include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -30,6 +34,7 @@
 #include "server/memory_limit.h"
 #include "server/pool.h"
 #include "server/pool_service.h"
+#include "server/pool_state.h"
 #include "server/reaper.h"
 #include "server/recaller.h"
 #include "server/run_directory.h"
@@ -39,29 +44,41 @@ namespace spanpool {
 
 class Daemon {
  public:
-  // Serves `config`, whose gaps are filled in.
+  // Serves `config`, whose gaps are filled in: as they were before, if pools were kept.
   // `store` outlives the daemon, or is null: nothing outlives it. `kept` is what a predecessor left
-  // in that store.
+  // in that store; with `discard_state` its pools are given up, and the log says what that is.
   //   ALREADY_EXISTS  another daemon serves the run directory
-  //   DATA_LOSS       it will not serve what its predecessor left
+  //   DATA_LOSS       what was kept cannot be used by this daemon, or with this configuration; the
+  //                   message says why. Nothing was changed: another may try
   //   and whatever is wrong with the run directory, or short
   static absl::StatusOr<std::unique_ptr<Daemon>> Start(DaemonConfig config,
-                                                       FdStore* store = nullptr, KeptFds kept = {});
+                                                       FdStore* store = nullptr, KeptFds kept = {},
+                                                       bool discard_state = false);
   ~Daemon();  // stops
   Daemon(const Daemon&) = delete;
   Daemon& operator=(const Daemon&) = delete;
 
   // Drains and stops. The second call does nothing. Not thread-safe.
   void Stop();
+  // The process is about to exit, for a successor to go on: its log will say so.
+  void MakeRoom();
 
   const std::string& run_directory() const { return run_directory_.path(); }
   const std::vector<std::unique_ptr<Pool>>& pools() const { return pools_; }
 
  private:
+  // A pool of the configuration, and what was kept of it.
+  struct KeptPool {
+    uint64_t config_hash = 0;
+    std::unique_ptr<PoolState> state;  // null: it is a new one
+  };
+
   Daemon(DaemonConfig config, FdStore* store, RunDirectory run_directory);
 
   // Takes what it needs out of `kept`.
-  absl::Status Serve(KeptFds* kept);
+  absl::Status Serve(std::vector<KeptPool> kept_pools, KeptFds* kept);
+  absl::StatusOr<std::unique_ptr<Pool>> MakePool(const PoolConfig& config, KeptPool kept_pool,
+                                                 KeptFds* kept);
   absl::Status StartGrpc(const std::vector<Pool*>& pools);
   GrpcListener::Role RoleOf(const PeerIdentity& peer) const;
 
@@ -81,6 +98,7 @@ class Daemon {
   std::unique_ptr<PoolService> pool_service_;
   std::unique_ptr<grpc::Server> server_;  // of the three
   std::unique_ptr<GrpcListener> grpc_listener_;
+  uint32_t worker_ = 1;  // the how manieth over all pools, if they are kept
   bool stopped_ = false;
 };
 

@@ -755,6 +755,79 @@ TEST_F(DaemonTest, ASecondStreamEndsTheFirst) {
   ASSERT_TRUE(RawClient::Exchange(second, Want(kClassOf64, 1), &response));
 }
 
+v1::ExchangeRequest InventoryOf(const std::vector<uint64_t>& deltas, bool more = false) {
+  v1::ExchangeRequest request;
+  request.mutable_inventory()->mutable_sequence_deltas()->Add(deltas.begin(), deltas.end());
+  request.mutable_inventory()->set_more(more);
+  return request;
+}
+
+TEST_F(DaemonTest, AnInventoryAtAStreamsBeginningBringsTheBooksInLine) {
+  RawClient client(run_dir());
+  ASSERT_EQ(client.Attach(), 0);
+  RawClient::Call first = client.Open();
+  v1::ExchangeResponse response;
+  ASSERT_TRUE(RawClient::Exchange(first, Want(kClassOf64, 5), &response));
+  const uint64_t one = response.grants(0).sequence();
+  ASSERT_EQ(response.grants(4).sequence(), one + 4);
+  // As if all but the second and the last had been lost. Wants may ride along.
+  RawClient::Call second = client.Open();
+  v1::ExchangeRequest request = InventoryOf({one + 1, 3});
+  *request.add_wants() = Want(kClassOf64, 1).wants(0);
+  ASSERT_TRUE(RawClient::Exchange(second, request, &response));
+  EXPECT_EQ(response.unknown_size(), 0);
+  EXPECT_EQ(response.grants_size(), 1);
+  EXPECT_EQ(StatusOf(run_dir()).on_loan_bytes(), 3 * kPageBytes);
+  EXPECT_THAT(daemon_.Log(), HasSubstr("3 spans that it never learned of"));
+  // In parts, with numbers that are no longer on record.
+  RawClient::Call third = client.Open();
+  ASSERT_TRUE(RawClient::Exchange(third, InventoryOf({one, 1}, true), &response));
+  ASSERT_EQ(response.unknown_size(), 1);
+  EXPECT_EQ(response.unknown(0), one);
+  ASSERT_TRUE(RawClient::Exchange(third, InventoryOf({1}), &response));
+  ASSERT_EQ(response.unknown_size(), 1);
+  EXPECT_EQ(response.unknown(0), one + 2);
+  EXPECT_EQ(StatusOf(run_dir()).on_loan_bytes(), kPageBytes);
+}
+
+TEST_F(DaemonTest, AnInventoryThatBreaksTheRulesEvictsItsSession) {
+  using Requests = std::vector<v1::ExchangeRequest>;
+  v1::ExchangeRequest early = InventoryOf({1}, true);
+  *early.add_wants() = Want(kClassOf64, 1).wants(0);
+  const std::vector<std::pair<Requests, std::string>> cases = {
+      {{Want(kClassOf64, 1), InventoryOf({1})}, "at a stream's beginning"},
+      {{InventoryOf({}), InventoryOf({})}, "at a stream's beginning"},
+      {{InventoryOf({1}, true), Want(kClassOf64, 1)}, "another part of the inventory was due"},
+      {{early}, "before the end of the inventory"},
+      {{InventoryOf({1, 0})}, "does not ascend"},
+      {{InventoryOf({}, true)}, "empty part"},
+      {{InventoryOf({1'000'000})}, "has not given out"},
+      {{InventoryOf({1}, true), InventoryOf({1'000'000})}, "has not given out"},
+      {{InventoryOf(std::vector<uint64_t>(300'000, 1))}, "at most 16384"},
+  };
+  for (const auto& [requests, words] : cases) {
+    RawClient client(run_dir());
+    ASSERT_EQ(client.Attach(), 0);
+    {
+      // So that there are numbers to name.
+      RawClient::Call call = client.Open();
+      v1::ExchangeResponse response;
+      ASSERT_TRUE(RawClient::Exchange(call, Want(kClassOf64, 4), &response));
+    }
+    RawClient::Call call = client.Open();
+    v1::ExchangeResponse response;
+    for (size_t i = 0; i + 1 < requests.size(); ++i) {
+      ASSERT_TRUE(RawClient::Exchange(call, requests[i], &response)) << words;
+    }
+    EXPECT_FALSE(RawClient::Exchange(call, requests.back(), &response)) << words;
+    const grpc::Status status = call.stream->Finish();
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT) << words;
+    EXPECT_THAT(status.error_message(), HasSubstr(words));
+    EXPECT_TRUE(client.AtEndOfFile());
+  }
+  EXPECT_EQ(StatusOf(run_dir()).evictions_total(), cases.size());
+}
+
 TEST_F(DaemonTest, ACallWithoutAValidTokenIsUnauthenticated) {
   RawClient client(run_dir());
   ASSERT_EQ(client.Attach(), 0);

@@ -62,6 +62,9 @@ class Clients {
       case 2:
         pool_.Sweep();
         return;
+      case 3:
+        if (Session* session = Any()) Reconcile(*session);
+        return;
       default:
         if (Session* session = Any()) Exchange(*session);
     }
@@ -145,6 +148,28 @@ class Clients {
         SPANPOOL_CHECK_EQ(grant.first_page.value() % want.alignment_pages, 0u);
       }
       granted_.push_back(grant.sequence);
+    }
+  }
+
+  void Reconcile(Session& session) {
+    InventoryProgress progress;
+    for (bool more = true; more;) {
+      InventoryPart part;
+      more = part.more = input_.Below(4) == 0;
+      for (uint32_t n = input_.Below(6); n > 0; --n) {
+        part.sequence_deltas.push_back(input_.Below(16) == 0 ? input_.Number() : input_.Below(5));
+      }
+      if (input_.Below(64) == 0) part.sequence_deltas.resize(Pool::kMaxInventory + 1, 1);
+      const uint64_t had = session.loan_bytes();
+      const auto unknown = pool_.Reconcile(session, part, &progress);
+      if (!unknown.ok()) {
+        SPANPOOL_CHECK_EQ(session.loan_bytes(), had);
+        if (absl::IsInvalidArgument(unknown.status())) pool_.Evict(session, unknown.status());
+        return;
+      }
+      SPANPOOL_CHECK_LE(session.loan_bytes(), had);
+      SPANPOOL_CHECK_LE(unknown->size(), part.sequence_deltas.size());
+      if (!more) SPANPOOL_CHECK_LE(session.loan_count(), progress.count);
     }
   }
 

@@ -24,6 +24,7 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "CLI/CLI.hpp"
 #include "absl/status/status.h"
@@ -122,6 +123,10 @@ int Main(int argc, char** argv) {
                  "none; default keeper, or systemd if it says that it would")
       ->type_name("WHO")
       ->check(CLI::IsMember({"keeper", "systemd", "none"}));
+  bool discard_state = false;
+  app.add_flag("--discard_state", discard_state,
+               "give up the pools that were kept, with all that clients have in them, if they "
+               "cannot be used any more");
   app.set_version_flag("--version", std::string("spanpoold ") + kVersion);
   try {
     app.parse(argc, argv);
@@ -132,7 +137,11 @@ int Main(int argc, char** argv) {
 
   const bool is_worker = std::getenv(kKeeperVariable) != nullptr;
   if (fd_store == "keeper" && !is_worker) {
-    return RunKeeper({.program = OwnPath(), .arguments = {argv, argv + argc}});
+    std::vector<std::string> arguments(argv, argv + argc);
+    // A new keeper keeps nothing yet, and its workers are not to give up what they leave each
+    // other.
+    std::erase(arguments, "--discard_state");
+    return RunKeeper({.program = OwnPath(), .arguments = std::move(arguments)});
   }
   if (is_worker) prctl(PR_SET_NAME, "spanpoold");  // its keeper runs it by a descriptor
 
@@ -196,7 +205,7 @@ int Main(int argc, char** argv) {
   unsetenv(kKeeperVariable);
 
   absl::StatusOr<std::unique_ptr<Daemon>> daemon =
-      Daemon::Start(std::move(config), store.get(), std::move(kept));
+      Daemon::Start(std::move(config), store.get(), std::move(kept), discard_state);
   if (!daemon.ok()) {
     return Fail(absl::IsDataLoss(daemon.status()) ? kExitRefused : kFailed,
                 std::string(daemon.status().message()));
@@ -212,6 +221,7 @@ int Main(int argc, char** argv) {
   const int signal_number = AwaitEnd(signals, store.get());
   if (signal_number == SIGUSR2) {
     Log().info("SIGUSR2: making room for a successor");
+    (*daemon)->MakeRoom();
     // As if it were killed: a successor finds everything in any case.
     std::_Exit(kExitForSuccessor);
   }

@@ -1,11 +1,25 @@
 #include "server/name_table.h"
 
+#include <algorithm>
+
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "allocator/check.h"
 
 namespace spanpool {
 namespace {
+
+PoolState::NameOnRecord OnRecord(const PublishedBlock& block, uint32_t slot, uint64_t version) {
+  return {.record = 0,
+          .name = block.name,
+          .handle = block.handle,
+          .slot = slot,
+          .version = version,
+          .session = block.session,
+          .pid = block.pid,
+          .uid = block.uid,
+          .outlives_session = block.outlives_session};
+}
 
 absl::Status NoSuchName(absl::string_view name) {
   return absl::NotFoundError(absl::StrCat("nothing is published under \"", name, "\""));
@@ -16,6 +30,7 @@ absl::Status NoSuchName(absl::string_view name) {
 uint64_t NameTable::NoteLocked(Change change, uint64_t before, Watches* to_wake) {
   const uint64_t last = version_++;
   const uint64_t now = version_;
+  if (state_ != nullptr) state_->SetNameVersion(version_);
   changes_.erase(before);
   // A removal is forgotten when its name stands again.
   if (const auto removal = removals_.find(change.name); removal != removals_.end()) {
@@ -77,12 +92,23 @@ absl::StatusOr<uint64_t> NameTable::Publish(const Session& session, PublishedBlo
                          old.pid, "): take another name, unpublish it, or publish with `replace`"));
       }
       before = old.version;
-      if (!old.outlives_session) of_session_.erase({old.session, name});
-      *replaced = std::exchange(found->second.slot, slot);
     } else if (names_.size() >= max_names_) {
       return absl::ResourceExhaustedError(
           absl::StrCat("the pool has ", names_.size(),
                        " names, as many as it may: unpublish some, or raise limits.names"));
+    }
+    uint32_t record = 0;
+    if (state_ != nullptr) {
+      absl::StatusOr<uint32_t> recorded = state_->RecordName(OnRecord(block, slot, version_ + 1));
+      if (!recorded.ok()) return recorded.status();
+      record = *recorded;
+    }
+    if (found != names_.end()) {
+      const PublishedBlock& old = found->second.block;
+      if (!old.outlives_session) of_session_.erase({old.session, name});
+      if (state_ != nullptr) state_->DropName(found->second.record);
+      found->second.record = record;
+      *replaced = std::exchange(found->second.slot, slot);
     }
     version = NoteLocked({.name = name}, before, &to_wake);
     block.version = version;
@@ -90,11 +116,32 @@ absl::StatusOr<uint64_t> NameTable::Publish(const Session& session, PublishedBlo
     if (found != names_.end()) {
       found->second.block = std::move(block);
     } else {
-      names_.emplace(name, Entry{std::move(block), slot});
+      names_.emplace(name, Entry{std::move(block), slot, record});
     }
   }
   for (const std::shared_ptr<Watch>& watch : to_wake) watch->wake_();
   return version;
+}
+
+void NameTable::Restore(const std::vector<PoolState::NameOnRecord>& names) {
+  RankedMutexLock lock(&mu_);
+  SPANPOOL_CHECK(version_ == 0 && names_.empty());
+  for (const PoolState::NameOnRecord& name : names) {
+    version_ = std::max(version_, name.version);
+    changes_.emplace(name.version, Change{.name = name.name});
+    if (!name.outlives_session) of_session_.insert({name.session, name.name});
+    names_.emplace(name.name, Entry{.block = {.name = name.name,
+                                              .handle = name.handle,
+                                              .version = name.version,
+                                              .outlives_session = name.outlives_session,
+                                              .session = name.session,
+                                              .pid = name.pid,
+                                              .uid = name.uid},
+                                    .slot = name.slot,
+                                    .record = name.record});
+  }
+  // What went before is not known any more; there is no watch yet that could ask for it.
+  version_ = std::max(version_, state_->name_version());
 }
 
 absl::StatusOr<PublishedBlock> NameTable::Lookup(absl::string_view name) const {
@@ -107,6 +154,7 @@ absl::StatusOr<PublishedBlock> NameTable::Lookup(absl::string_view name) const {
 uint32_t NameTable::RemoveLocked(Names::iterator it, NameRemoval why, Watches* to_wake) {
   const uint32_t slot = it->second.slot;
   const PublishedBlock block = std::move(it->second.block);
+  if (state_ != nullptr) state_->DropName(it->second.record);
   names_.erase(it);
   if (!block.outlives_session) of_session_.erase({block.session, block.name});
   NoteLocked({.name = block.name, .removed = true, .removal = why}, block.version, to_wake);
@@ -136,6 +184,26 @@ std::vector<uint32_t> NameTable::EndSession(const Session& session, NameRemoval 
       const auto next = of_session_.lower_bound({session.id(), ""});
       if (next == of_session_.end() || next->first != session.id()) break;
       slots.push_back(RemoveLocked(names_.find(next->second), why, &to_wake));
+    }
+  }
+  for (const std::shared_ptr<Watch>& watch : to_wake) watch->wake_();
+  return slots;
+}
+
+std::vector<uint32_t> NameTable::EndOthers(const absl::flat_hash_set<uint32_t>& attached) {
+  std::vector<uint32_t> slots;
+  Watches to_wake;
+  {
+    RankedMutexLock lock(&mu_);
+    for (auto next = of_session_.begin(); next != of_session_.end();) {
+      if (attached.contains(next->first)) {
+        ++next;
+        continue;
+      }
+      const std::pair<uint32_t, std::string> gone = *next;
+      slots.push_back(
+          RemoveLocked(names_.find(gone.second), NameRemoval::kPublisherLost, &to_wake));
+      next = of_session_.upper_bound(gone);
     }
   }
   for (const std::shared_ptr<Watch>& watch : to_wake) watch->wake_();

@@ -37,12 +37,14 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/container/btree_map.h"
 #include "absl/container/btree_set.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/match.h"
 #include "absl/strings/string_view.h"
 #include "allocator/lock_rank.h"
 #include "proto/layout/handle_bits.h"
+#include "server/pool_state.h"
 #include "server/session.h"
 
 namespace spanpool {
@@ -95,7 +97,9 @@ class NameTable {
     uint64_t nothing_ = 0;  // removals up to this version are of names that it was not told
   };
 
-  explicit NameTable(uint32_t max_names) : max_names_(max_names) {}
+  // With `state`, which outlives the table, names are on record there, for the next worker.
+  explicit NameTable(uint32_t max_names, PoolState* state = nullptr)
+      : max_names_(max_names), state_(state) {}
   NameTable(const NameTable&) = delete;
   NameTable& operator=(const NameTable&) = delete;
 
@@ -110,6 +114,10 @@ class NameTable {
                                    bool replace, std::optional<uint32_t>* replaced)
       ABSL_LOCKS_EXCLUDED(mu_);
 
+  // Before anything else, after a restart: names that are on record, by version. Versions go on
+  // from where they were.
+  void Restore(const std::vector<PoolState::NameOnRecord>& names) ABSL_LOCKS_EXCLUDED(mu_);
+
   absl::StatusOr<PublishedBlock> Lookup(absl::string_view name) const ABSL_LOCKS_EXCLUDED(mu_);
 
   // Removes the name and returns its slot.
@@ -118,6 +126,10 @@ class NameTable {
 
   // Removes what goes with a session that has ended, and returns the slots.
   std::vector<uint32_t> EndSession(const Session& session, NameRemoval why)
+      ABSL_LOCKS_EXCLUDED(mu_);
+  // The same, after a restart, for all sessions that are not attached any more, `attached` being
+  // those that are.
+  std::vector<uint32_t> EndOthers(const absl::flat_hash_set<uint32_t>& attached)
       ABSL_LOCKS_EXCLUDED(mu_);
 
   // Up to `most` names that begin with `prefix` and come after `after`, in order; and whether there
@@ -147,6 +159,7 @@ class NameTable {
   struct Entry {
     PublishedBlock block;
     uint32_t slot = 0;
+    uint32_t record = 0;  // of the heap state
   };
   // The last that happened to a name. It stands if it is in names_ with this version.
   struct Change {
@@ -166,6 +179,7 @@ class NameTable {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const uint32_t max_names_;
+  PoolState* const state_;
 
   mutable RankedMutex mu_{LockRank::kSessionTable};
   Names names_ ABSL_GUARDED_BY(mu_);

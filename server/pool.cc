@@ -3,11 +3,13 @@
 #include <sys/random.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstring>
 #include <optional>
 #include <utility>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "allocator/check.h"
@@ -46,10 +48,40 @@ std::string Mib(uint64_t bytes) {
   return absl::StrCat(bytes >> 20, ".", (bytes >> 10 & 1023) * 10 >> 10, " MiB");
 }
 
+uint32_t MaxArenas(const PoolConfig& config) {
+  return std::min<uint32_t>(Heap::MaxArenas(config.limit_bytes), kMaxPoolBytes / kArenaBytes);
+}
+
 // Null if there is no memory: the pool then holds no references itself.
-std::unique_ptr<SessionMemory> NewSessionMemory(uint32_t incarnation) {
-  auto memory = SessionMemory::Create(incarnation);
+std::unique_ptr<SessionMemory> NewSessionMemory(uint64_t epoch) {
+  auto memory = SessionMemory::Create(epoch);
   return memory.ok() ? *std::move(memory) : nullptr;
+}
+
+uint64_t EpochOf(uint32_t incarnation, uint32_t worker) {
+  return uint64_t{incarnation} << 32 | worker;
+}
+
+// Takes it out of `kept`; invalid if it is not there.
+layout::UniqueFd Take(KeptFds* kept, const std::string& name) {
+  auto node = kept->extract(name);
+  return node.empty() ? layout::UniqueFd() : std::move(node.mapped());
+}
+
+// Writes down what becomes of spans that were returned.
+class StateSpanJournal : public SpanJournal {
+ public:
+  explicit StateSpanJournal(PoolState* state) : state_(state) {}
+  void Listed(const Span& span) override { state_->RecordListed(span); }
+  void Freed(const Span& span) override { state_->RecordFreed(span); }
+
+ private:
+  PoolState* const state_;
+};
+
+std::unique_ptr<RecountJournal> NewRecountJournal(PoolState* state) {
+  if (state == nullptr) return std::make_unique<MemoryRecountJournal>();
+  return std::make_unique<StateRecountJournal>(state);
 }
 
 // Requires a want that CheckBatch let pass.
@@ -67,23 +99,33 @@ std::vector<uint64_t> TrimmedBitmap(absl::Span<const uint64_t> words) {
 }  // namespace
 
 Pool::Pool(const PoolConfig& config, const MemoryLimit* memory, SessionTable* sessions)
+    : Pool(config, memory, sessions, NewIncarnation(), MaxArenas(config), nullptr, nullptr) {}
+
+Pool::Pool(const PoolConfig& config, const MemoryLimit* memory, SessionTable* sessions,
+           uint32_t incarnation, uint32_t max_arenas, std::unique_ptr<PoolState> state,
+           std::unique_ptr<SessionMemory> worker_memory)
     : config_(config),
       sessions_(sessions),
-      incarnation_(NewIncarnation()),
-      max_arenas_(
-          std::min<uint32_t>(Heap::MaxArenas(config.limit_bytes), kMaxPoolBytes / kArenaBytes)),
-      arenas_(config.name, max_arenas_, memory, config.arena_kind),
+      incarnation_(incarnation),
+      max_arenas_(max_arenas),
+      state_(std::move(state)),
+      journal_(NewRecountJournal(state_.get())),
+      span_journal_(state_ == nullptr ? nullptr : std::make_unique<StateSpanJournal>(state_.get())),
+      arenas_(config.name, max_arenas_, memory, config.arena_kind, state_.get()),
+      quarantine_(state_.get()),
       block_states_(&arenas_, &quarantine_),
       heap_(HeapOptions{.limit_bytes = config.limit_bytes,
                         .reserve_bytes = config.reserve_bytes.value_or(0),
-                        .max_arenas = max_arenas_},
+                        .max_arenas = max_arenas_,
+                        .journal = span_journal_.get()},
             &arenas_, &block_states_),
-      worker_references_(&arenas_, NewSessionMemory(incarnation_)),
-      names_(config.max_names),
+      worker_references_(&arenas_, worker_memory != nullptr ? std::move(worker_memory)
+                                                            : NewSessionMemory(incarnation_)),
+      names_(config.max_names, state_.get()),
       recounter_({.sessions = [this] { return Sessions(); },
                   .worker = &worker_references_,
                   .arenas = &arenas_,
-                  .journal = &journal_,
+                  .journal = journal_.get(),
                   .lie = [this](Session& session, const char* what) { NoteLie(session, what); }}),
       session_reaper_(
           {.arenas = &arenas_,
@@ -100,15 +142,236 @@ Pool::Pool(const PoolConfig& config, const MemoryLimit* memory, SessionTable* se
                  returns_total_.fetch_add(spans, std::memory_order_relaxed);
                }}) {}
 
+absl::StatusOr<std::unique_ptr<Pool>> Pool::Create(const PoolConfig& config,
+                                                   const MemoryLimit* memory,
+                                                   SessionTable* sessions, FdStore* store,
+                                                   uint64_t config_hash) {
+  const uint32_t incarnation = NewIncarnation();
+  const uint32_t max_arenas = MaxArenas(config);
+  auto state = PoolState::Create({.pool = config.name,
+                                  .config_hash = config_hash,
+                                  .limit_bytes = config.limit_bytes,
+                                  .incarnation = incarnation,
+                                  .max_arenas = max_arenas,
+                                  .max_sessions = sessions->max_sessions(),
+                                  .max_names = config.max_names,
+                                  .arena_kind = static_cast<uint32_t>(config.arena_kind)},
+                                 store);
+  if (!state.ok()) return state.status();
+  auto worker_memory = SessionMemory::Create(EpochOf(incarnation, (*state)->worker()));
+  if (!worker_memory.ok()) return worker_memory.status();
+  const std::array<NamedFd, 2> fds = {
+      NamedFd{.name = KeptWorkerName(incarnation, SessionFd::kSegment),
+              .fd = (*worker_memory)->session_fd()},
+      NamedFd{.name = KeptWorkerName(incarnation, SessionFd::kControl),
+              .fd = (*worker_memory)->control_fd()}};
+  if (absl::Status status = (*state)->Keep(fds); !status.ok()) return status;
+  (*worker_memory)->CloseWritableControlFd();
+  return std::unique_ptr<Pool>(new Pool(config, memory, sessions, incarnation, max_arenas,
+                                        *std::move(state), *std::move(worker_memory)));
+}
+
+absl::StatusOr<std::unique_ptr<Pool>> Pool::Restore(const PoolConfig& config,
+                                                    const MemoryLimit* memory,
+                                                    SessionTable* sessions,
+                                                    std::unique_ptr<PoolState> state,
+                                                    KeptFds* kept) {
+  SPANPOOL_CHECK_EQ(config.limit_bytes, state->limit_bytes());
+  const uint32_t incarnation = state->incarnation();
+  const uint32_t max_arenas = state->max_arenas();
+  auto worker_memory =
+      SessionMemory::Adopt(Take(kept, KeptWorkerName(incarnation, SessionFd::kSegment)),
+                           Take(kept, KeptWorkerName(incarnation, SessionFd::kControl)),
+                           EpochOf(incarnation, state->worker()));
+  if (!worker_memory.ok()) return worker_memory.status();
+  (*worker_memory)->CloseWritableControlFd();
+  std::unique_ptr<Pool> pool(new Pool(config, memory, sessions, incarnation, max_arenas,
+                                      std::move(state), *std::move(worker_memory)));
+  if (absl::Status status = pool->RestoreArenas(kept); !status.ok()) return status;
+  absl::StatusOr<SessionsByRecord> by_record = pool->RestoreSessions(kept);
+  absl::Status status = by_record.status();
+  if (status.ok()) status = pool->RestoreSpans(*by_record);
+  if (status.ok()) status = pool->RestoreReferences();
+  if (!status.ok()) {
+    // The table may outlive this attempt.
+    for (const std::shared_ptr<Session>& session : pool->Sessions()) sessions->Remove(*session);
+    return status;
+  }
+  return pool;
+}
+
+absl::Status Pool::RestoreArenas(KeptFds* kept) {
+  for (const ArenaIndex arena : state_->Arenas()) {
+    layout::UniqueFd data = Take(kept, KeptArenaName(incarnation_, arena, ArenaFd::kData));
+    layout::UniqueFd table = Take(kept, KeptArenaName(incarnation_, arena, ArenaFd::kTable));
+    if (!data.valid() || !table.valid()) {
+      return absl::DataLossError(absl::StrCat("pool ", name(), ": arena ", arena.value(),
+                                              " is on record, and was not kept"));
+    }
+    if (absl::Status status = arenas_.Adopt(arena, std::move(data), std::move(table));
+        !status.ok()) {
+      return status;
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Pool::SessionsByRecord> Pool::RestoreSessions(KeptFds* kept) {
+  SessionsByRecord by_record;
+  absl::StatusOr<std::vector<PoolState::SessionOnRecord>> records = state_->Sessions();
+  if (!records.ok()) return records.status();
+  sessions_->RaiseNextId(state_->session_end());
+  for (const PoolState::SessionOnRecord& record : *records) {
+    const auto take = [&](SessionFd which) {
+      return Take(kept, KeptSessionName(incarnation_, record.id, which));
+    };
+    layout::UniqueFd pidfd = take(SessionFd::kPidfd);
+    layout::UniqueFd lifeline = take(SessionFd::kLifeline);
+    auto memory =
+        SessionMemory::Adopt(take(SessionFd::kSegment), take(SessionFd::kControl), epoch());
+    if (!memory.ok() || !pidfd.valid()) {
+      return absl::DataLossError(absl::StrCat("pool ", name(), ": session ", record.id,
+                                              " is on record, and was not kept"));
+    }
+    (*memory)->CloseWritableControlFd();
+    auto session = std::make_shared<Session>(
+        this, record.id, record.token,
+        PeerIdentity{.pid = record.pid, .uid = record.uid, .gids = {}}, record.access,
+        config_.session_limit_bytes, std::move(pidfd), *std::move(memory));
+    session->SetRecord(state_.get(), record.record);
+    switch (record.state) {
+      case RecordedSession::kNone:
+      case RecordedSession::kAttached:
+        break;
+      case RecordedSession::kDetached:
+        session->Restore(SessionState::kDetached);
+        break;
+      case RecordedSession::kDead:
+        session->Restore(SessionState::kDead);
+        break;
+    }
+    sessions_->Restore(session);
+    if (session->state() == SessionState::kAttached) {
+      lifelines_.push_back({session, std::move(lifeline)});
+    } else {
+      ForgetLifeline(*session);
+    }
+    by_record[record.record] = {session, record.first_sequence};
+  }
+  return by_record;
+}
+
+absl::Status Pool::RestoreSpans(const SessionsByRecord& sessions) {
+  absl::StatusOr<std::vector<PoolState::SpanOnRecord>> records = state_->Spans();
+  if (!records.ok()) return records.status();
+  std::vector<SpanState> spans;
+  std::vector<const PoolState::SpanOnRecord*> loans;  // null: listed
+  spans.reserve(records->size());
+  loans.reserve(records->size());
+  for (const PoolState::SpanOnRecord& record : *records) {
+    bool on_loan = record.place == SpanPlace::kOnLoan;
+    if (on_loan) {
+      // Its session may have ended in order, while the heap was still looking where the span, which
+      // it had returned, goes.
+      const auto found = sessions.find(record.session_record);
+      on_loan = found != sessions.end() && record.sequence >= found->second.second;
+    }
+    spans.push_back({.first_page = record.first_page,
+                     .pages = record.pages,
+                     .span_class = record.span_class,
+                     .place = on_loan ? SpanState::Place::kOnLoan : SpanState::Place::kListed});
+    loans.push_back(on_loan ? &record : nullptr);
+  }
+  absl::StatusOr<std::vector<Span*>> restored = heap_.Restore(state_->Arenas(), spans);
+  if (!restored.ok()) {
+    if (absl::IsResourceExhausted(restored.status())) return restored.status();
+    return absl::DataLossError(
+        absl::StrCat("pool ", name(), ": the heap cannot be: ", restored.status().message()));
+  }
+  for (size_t i = 0; i < spans.size(); ++i) {
+    arenas_.AdoptTable(*heap_.SpanOf(spans[i].first_page));
+    if (loans[i] == nullptr) continue;
+    sessions.at(loans[i]->session_record).first->RestoreLoan({loans[i]->sequence, (*restored)[i]});
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Pool::RestoreReferences() {
+  // Rule 8 of tests/model/README.md: the words, then session 0.
+  recounter_.Resume();
+  absl::StatusOr<std::vector<PoolState::NameOnRecord>> names = state_->Names();
+  if (!names.ok()) return names.status();
+  absl::flat_hash_set<uint32_t> named;
+  for (const PoolState::NameOnRecord& name : *names) named.insert(name.slot);
+  worker_references_.Resume(named, absl::Now() + config_.transit_grace);
+  RecountUnclear();
+  names_.Restore(*names);
+  absl::flat_hash_set<uint32_t> attached;
+  for (const std::shared_ptr<Session>& session : Sessions()) {
+    if (session->state() == SessionState::kAttached) attached.insert(session->id());
+  }
+  DropNamed(names_.EndOthers(attached));
+  return absl::OkStatus();
+}
+
+void Pool::RecountUnclear() {
+  const std::vector<GranuleId> granules = worker_references_.Unclear();
+  if (granules.empty()) return;
+  const std::vector<Recounter::Result> results = recounter_.Recount(granules);
+  absl::flat_hash_set<GranuleId> lost;
+  for (size_t i = 0; i < granules.size(); ++i) {
+    if (results[i] != Recounter::Result::kLost) continue;
+    GiveUpSpan(granules[i], "somebody writes over its word");
+    lost.insert(granules[i]);
+  }
+  worker_references_.SettleUnclear(lost);
+}
+
+uint64_t Pool::epoch() const {
+  return state_ == nullptr ? incarnation_ : EpochOf(incarnation_, state_->worker());
+}
+
+uint64_t Pool::NewSequence() {
+  return state_ != nullptr ? state_->NewSequences(1)
+                           : next_sequence_.fetch_add(1, std::memory_order_relaxed);
+}
+
+void Pool::ForgetSession(const Session& session) {
+  if (state_ != nullptr) state_->ForgetSession(session.id());
+}
+
+void Pool::ForgetLifeline(const Session& session) {
+  if (state_ != nullptr) state_->ForgetLifeline(session.id());
+}
+
 absl::StatusOr<std::shared_ptr<Session>> Pool::Attach(const PeerIdentity& peer,
                                                       layout::AccessMode access,
-                                                      layout::UniqueFd pidfd) {
-  auto memory = SessionMemory::Create(incarnation_);
+                                                      layout::UniqueFd pidfd, int lifeline) {
+  auto memory = SessionMemory::Create(epoch());
   if (!memory.ok()) return memory.status();
   auto session =
       std::make_shared<Session>(this, sessions_->NextId(), Random<SessionToken>(), peer, access,
                                 config_.session_limit_bytes, std::move(pidfd), *std::move(memory));
-  if (absl::Status status = sessions_->Add(session); !status.ok()) return status;
+  if (state_ != nullptr) {
+    if (absl::Status status = sessions_->RoomFor(peer.uid); !status.ok()) return status;
+    absl::StatusOr<uint32_t> record = state_->KeepSession(
+        {.state = RecordedSession::kAttached,
+         .record = 0,
+         .id = session->id(),
+         .token = session->token(),
+         .pid = peer.pid,
+         .uid = peer.uid,
+         .access = access,
+         .first_sequence = 0},
+        session->memory().session_fd(), session->memory().control_fd(), session->pidfd(), lifeline);
+    if (!record.ok()) return record.status();
+    session->SetRecord(state_.get(), *record);
+  }
+  session->memory().CloseWritableControlFd();
+  if (absl::Status status = sessions_->Add(session); !status.ok()) {
+    if (session->EndClean()) ForgetSession(*session);
+    return status;
+  }
   sessions_attached_total_.fetch_add(1, std::memory_order_relaxed);
   return session;
 }
@@ -218,7 +481,7 @@ absl::StatusOr<ExchangeResult> Pool::Exchange(Session& session, const ExchangeBa
       }
       SPANPOOL_CHECK_EQ((*span)->pages.value(), PagesOf(want).value());
       reserved_bytes += span_bytes;
-      const uint64_t sequence = next_sequence_.fetch_add(1, std::memory_order_relaxed);
+      const uint64_t sequence = NewSequence();
       loans.push_back({sequence, *span});
       result.grants.push_back({.sequence = sequence,
                                .first_page = (*span)->first_page,
@@ -237,6 +500,74 @@ absl::StatusOr<ExchangeResult> Pool::Exchange(Session& session, const ExchangeBa
   NoteWork(reserved_bytes, returned != 0);
   if (short_bytes != 0) shortage_(session, short_bytes);
   return result;
+}
+
+absl::StatusOr<std::vector<uint64_t>> Pool::CheckInventory(
+    const InventoryPart& part, const InventoryProgress& progress) const {
+  const size_t count = part.sequence_deltas.size();
+  if (count > kMaxInventory) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(count, " numbers in one part of an inventory; at most ", kMaxInventory));
+  }
+  if (count == 0 && part.more) {
+    return absl::InvalidArgumentError("an empty part of an inventory, and it is not the last");
+  }
+  if (progress.count + count > config_.limit_bytes / kPageBytes) {
+    return absl::InvalidArgumentError("the inventory has more spans than the pool has pages");
+  }
+  const uint64_t never_granted =
+      state_ != nullptr ? state_->next_sequence() : next_sequence_.load(std::memory_order_relaxed);
+  std::vector<uint64_t> sequences;
+  sequences.reserve(count);
+  uint64_t last = progress.last;
+  for (const uint64_t delta : part.sequence_deltas) {
+    if (delta == 0) {
+      return absl::InvalidArgumentError(absl::StrCat("the inventory does not ascend after ", last));
+    }
+    if (delta >= never_granted || last >= never_granted - delta) {
+      return absl::InvalidArgumentError(absl::StrCat("the inventory has a number after ", last,
+                                                     " that the pool has not given out"));
+    }
+    last += delta;
+    sequences.push_back(last);
+  }
+  return sequences;
+}
+
+absl::StatusOr<std::vector<uint64_t>> Pool::Reconcile(Session& session, const InventoryPart& part,
+                                                      InventoryProgress* progress) {
+  // The last part's message is counted when the rest of it is carried out.
+  if (part.more) exchange_messages_total_.fetch_add(1, std::memory_order_relaxed);
+  if (session.state() != SessionState::kAttached) {
+    return absl::UnauthenticatedError("the session is not attached; attach again");
+  }
+  absl::StatusOr<std::vector<uint64_t>> sequences = CheckInventory(part, *progress);
+  if (!sequences.ok()) return sequences.status();
+  std::vector<uint64_t> unknown = session.NotOnLoan(*sequences);
+  const uint64_t last = part.more ? sequences->back() : UINT64_MAX;
+  uint64_t returned = 0;
+  for (;;) {
+    const std::vector<Span*> spans =
+        session.TakeLoansBut(*sequences, progress->last, last, kMaxReturns);
+    for (Span* span : spans) heap_.Return(span);
+    returned += spans.size();
+    if (spans.size() < kMaxReturns) break;
+    AnnounceLongStep();
+  }
+  returns_total_.fetch_add(returned, std::memory_order_relaxed);
+  progress->last = last;
+  progress->count += sequences->size();
+  if (returned != 0 || !unknown.empty()) {
+    uint64_t suppressed = 0;
+    if (inventory_log_.Allow(absl::Now(), &suppressed)) {
+      Log().info(
+          "pool {}: {} is back: {} spans that it never learned of, or had returned, were taken "
+          "back; {} that it names are not on record ({} such lines suppressed)",
+          name(), session.Describe(), returned, unknown.size(), suppressed);
+    }
+    NoteWork(0, returned != 0);
+  }
+  return unknown;
 }
 
 absl::StatusOr<Span*> Pool::GrantOne(const ExchangeWant& want) {
@@ -365,7 +696,12 @@ absl::Status Pool::Detach(Session& session) {
     return absl::FailedPreconditionError(
         absl::StrCat(session.loan_count(), " spans are still on loan; return them first"));
   }
-  if (!in_transit) sessions_->Remove(session);
+  if (in_transit) {
+    ForgetLifeline(session);
+  } else {
+    sessions_->Remove(session);
+    ForgetSession(session);
+  }
   DropNamed(names_.EndSession(session, NameRemoval::kPublisherLeft));
   return absl::OkStatus();
 }
@@ -374,11 +710,13 @@ void Pool::LifelineEnded(Session& session) {
   if (!session.Detach(absl::UnauthenticatedError("the attach connection ended; attach again"))) {
     return;
   }
+  ForgetLifeline(session);
   DropNamed(names_.EndSession(session, NameRemoval::kPublisherLost));
 }
 
 void Pool::Evict(Session& session, const absl::Status& why) {
   if (!session.Detach(why)) return;
+  ForgetLifeline(session);
   DropNamed(names_.EndSession(session, NameRemoval::kPublisherLost));
   evictions_total_.fetch_add(1, std::memory_order_relaxed);
   uint64_t suppressed = 0;
@@ -391,6 +729,7 @@ void Pool::Evict(Session& session, const absl::Status& why) {
 
 bool Pool::ProcessDied(Session& session) {
   if (!session.Kill()) return false;
+  ForgetLifeline(session);
   DropNamed(names_.EndSession(session, NameRemoval::kPublisherLost));
   return true;
 }
@@ -399,6 +738,7 @@ ReapProgress Pool::ReapSome(Session& session, uint32_t budget) {
   const ReapProgress progress = session_reaper_.Reap(session, budget);
   if (progress == ReapProgress::kDone && session.EndReaped()) {
     sessions_->Remove(session);
+    ForgetSession(session);
     sessions_reaped_total_.fetch_add(1, std::memory_order_relaxed);
     NoteWork(0, true);
   }
@@ -406,6 +746,7 @@ ReapProgress Pool::ReapSome(Session& session, uint32_t budget) {
 }
 
 absl::Time Pool::SettleReferences(absl::Time now) {
+  RecountUnclear();
   const absl::Time next = worker_references_.Settle(now);
   if (worker_references_.TookLast()) NoteWork(0, true);
   return next;

@@ -11,6 +11,12 @@
 // recounter.h what is done about references that a death left unclear, worker_references.h what the
 // daemon holds itself.
 //
+// With an FdStore a pool outlives the worker: what happens is on record in its heap state
+// (pool_state.h) before anybody learns of it, and Restore makes the pool anew from that and from
+// the descriptors that were kept. Whatever the dead worker was in the middle of either was done, or
+// can be done again: a grant without a record is free, a return is on loan until it is on record, a
+// dead session's slots say how far the reaper came.
+//
 // Thread-safe. ReapSome and SettleReferences are for one thread, the reaper's. No lock is held
 // across calls into the heap.
 
@@ -22,9 +28,11 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
@@ -38,10 +46,12 @@
 #include "server/access.h"
 #include "server/block_states.h"
 #include "server/config.h"
+#include "server/fd_store.h"
 #include "server/log.h"
 #include "server/memory_limit.h"
 #include "server/name_table.h"
 #include "server/pool_arenas.h"
+#include "server/pool_state.h"
 #include "server/quarantine.h"
 #include "server/recount_journal.h"
 #include "server/recounter.h"
@@ -81,6 +91,17 @@ struct ExchangeResult {
   std::vector<ExchangeShortfall> shortfalls;
 };
 
+// A part of what a client says it has on loan, as spanpool/v1/pool.proto has it.
+struct InventoryPart {
+  std::vector<uint64_t> sequence_deltas;
+  bool more = false;
+};
+// How much of an inventory has come.
+struct InventoryProgress {
+  uint64_t last = 0;  // sequence number
+  uint64_t count = 0;
+};
+
 struct PoolStats {
   HeapStats heap;
   uint64_t table_bytes = 0;
@@ -104,13 +125,44 @@ class Pool {
  public:
   static constexpr size_t kMaxReturns = 4096;
   static constexpr size_t kMaxWants = 256;
+  static constexpr size_t kMaxInventory = 16384;  // numbers in one part
   static constexpr uint32_t kMaxSpansPerWant = 1024;
   // Grants in one result; further wants get a shortfall that says to ask again.
   static constexpr size_t kMaxGrants = 4096;
   static constexpr uint64_t kMaxAlignmentPages = kPagesPerArena;
 
   // `config` has its defaults filled in. `memory` may be null; it and `sessions` outlive the pool.
+  // The pool ends with this object.
   Pool(const PoolConfig& config, const MemoryLimit* memory, SessionTable* sessions);
+
+  // A pool that Restore can make again; `store` outlives it. `config_hash` tells apart
+  // configurations that it cannot go on with.
+  //   RESOURCE_EXHAUSTED  no memory or descriptor, or the store is full
+  static absl::StatusOr<std::unique_ptr<Pool>> Create(const PoolConfig& config,
+                                                      const MemoryLimit* memory,
+                                                      SessionTable* sessions, FdStore* store,
+                                                      uint64_t config_hash);
+
+  // The pool of a worker that is dead, however it ended. Takes its descriptors out of `kept`.
+  // Sessions are in the table again: TakeLifelines has their connections, pidfds are to be watched,
+  // and those that are dead to be reaped. `state` is what PoolState::Open returned; of `config` its
+  // limit is what counts.
+  //   DATA_LOSS           what was kept does not add up; the message says what
+  //   RESOURCE_EXHAUSTED  no memory, addresses or descriptors
+  static absl::StatusOr<std::unique_ptr<Pool>> Restore(const PoolConfig& config,
+                                                       const MemoryLimit* memory,
+                                                       SessionTable* sessions,
+                                                       std::unique_ptr<PoolState> state,
+                                                       KeptFds* kept);
+  struct Lifeline {
+    std::shared_ptr<Session> session;
+    layout::UniqueFd connection;
+  };
+  // Of a restored pool: the connections of sessions that were attached. Once.
+  std::vector<Lifeline> TakeLifelines() { return std::move(lifelines_); }
+  // Null without an FdStore.
+  PoolState* state() { return state_.get(); }
+
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
@@ -139,16 +191,23 @@ class Pool {
   PoolArenas& arenas() { return arenas_; }
   const Heap& heap() const { return heap_; }
 
-  // Opens a session for `peer`, whose rights the caller has checked.
+  // Opens a session for `peer`, whose rights the caller has checked, on the connection `lifeline`,
+  // which stays the caller's. With an FdStore this may wait for it.
   //   RESOURCE_EXHAUSTED  no memory or descriptor, or the daemon's limit on sessions is reached
   absl::StatusOr<std::shared_ptr<Session>> Attach(const PeerIdentity& peer,
-                                                  layout::AccessMode access,
-                                                  layout::UniqueFd pidfd);
+                                                  layout::AccessMode access, layout::UniqueFd pidfd,
+                                                  int lifeline = -1);
 
   // Carries out the returns, then the wants. Each grant is on record before this returns.
   //   UNAUTHENTICATED   the session is not attached
   //   INVALID_ARGUMENT  the batch breaks a rule that an honest client keeps; evict the session
   absl::StatusOr<ExchangeResult> Exchange(Session& session, const ExchangeBatch& batch);
+
+  // Takes back what is on record for the session and missing in its inventory, as far as this part
+  // reaches. Nothing else is carried out for the session until its last part. Returns the numbers
+  // that are not on record. Errors as Exchange.
+  absl::StatusOr<std::vector<uint64_t>> Reconcile(Session& session, const InventoryPart& part,
+                                                  InventoryProgress* progress);
 
   // Names of blocks (spanpool/v1/pool.proto, "Names", which also has the errors). For each that
   // stands the pool holds a reference of its own: taken before the name is stored, dropped after it
@@ -198,6 +257,8 @@ class Pool {
   // Sweeps, then gives all free memory above the reserve back to the system at once. Returns how
   // much that was, in bytes. Slow: a quarter of a millisecond for 2 MiB.
   uint64_t Trim();
+  // Has them swept if there are any: after a restart nobody has looked at them yet.
+  void NoteListedSpans() { NoteWork(0, true); }
   bool HasListedSpans() const { return heap_.stats().spans_in_lists != 0; }
   // Replenish fails from now on.
   void Stop() { arenas_.Stop(); }
@@ -205,7 +266,31 @@ class Pool {
   PoolStats stats() const;
 
  private:
+  Pool(const PoolConfig& config, const MemoryLimit* memory, SessionTable* sessions,
+       uint32_t incarnation, uint32_t max_arenas, std::unique_ptr<PoolState> state,
+       std::unique_ptr<SessionMemory> worker_memory);
+
+  // The parts of Restore, in order.
+  absl::Status RestoreArenas(KeptFds* kept);
+  // The sessions, by record.
+  using SessionsByRecord =
+      absl::flat_hash_map<uint32_t, std::pair<std::shared_ptr<Session>, uint64_t>>;
+  absl::StatusOr<SessionsByRecord> RestoreSessions(KeptFds* kept);
+  absl::Status RestoreSpans(const SessionsByRecord& sessions);
+  absl::Status RestoreReferences();
+  // Recounts what session 0 was in the middle of. The reaper's.
+  void RecountUnclear();
+  // Changes with each worker.
+  uint64_t epoch() const;
+  uint64_t NewSequence();
+  // The session is over, or its connection is: what was kept of it is not needed.
+  void ForgetSession(const Session& session);
+  void ForgetLifeline(const Session& session);
+
   absl::Status CheckBatch(const ExchangeBatch& batch) const;
+  // The sequence numbers of a part.
+  absl::StatusOr<std::vector<uint64_t>> CheckInventory(const InventoryPart& part,
+                                                       const InventoryProgress& progress) const;
   // Drops references of names that are gone.
   void DropNamed(const std::vector<uint32_t>& slots);
   // Grants one span, sweeping once if the heap has none.
@@ -229,17 +314,20 @@ class Pool {
 
   std::function<void(const Session&)> evicted_ = [](const Session&) {};
 
+  const std::unique_ptr<PoolState> state_;  // may be null
+  const std::unique_ptr<RecountJournal> journal_;
+  const std::unique_ptr<SpanJournal> span_journal_;  // null without state_
   PoolArenas arenas_;
   Quarantine quarantine_;
   TableBlockStates block_states_;
   Heap heap_;
   WorkerReferences worker_references_;
   NameTable names_;
-  MemoryRecountJournal journal_;
   Recounter recounter_;
   SessionReaper session_reaper_;
 
-  std::atomic<uint64_t> next_sequence_{1};
+  std::vector<Lifeline> lifelines_;
+  std::atomic<uint64_t> next_sequence_{1};  // without state_
   std::atomic<uint64_t> granted_since_work_{0};
 
   // When a sweep for a failing grant last helped nobody, in nanoseconds: those that fail within a
@@ -257,6 +345,7 @@ class Pool {
   std::atomic<uint64_t> evictions_total_{0};
   LogLimit lie_log_{20, absl::Seconds(1)};
   LogLimit lost_log_{5, absl::Seconds(10)};
+  LogLimit inventory_log_{20, absl::Seconds(1)};
   LogLimit suspect_log_{5, absl::Seconds(10)};
   LogLimit eviction_log_{20, absl::Seconds(1)};
 };

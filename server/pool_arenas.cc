@@ -26,10 +26,11 @@ constexpr size_t kTableRunPages = 4;
 }  // namespace
 
 PoolArenas::PoolArenas(const std::string& name, uint32_t max_arenas, const MemoryLimit* memory,
-                       MemfdArenaSource::Kind kind)
+                       MemfdArenaSource::Kind kind, PoolState* state)
     : memory_(memory),
       kind_(kind),
       source_("spanpool." + name, layout::kBlockTableBytes, kind),
+      state_(state),
       arenas_(max_arenas) {}
 
 PoolArenas::~PoolArenas() {
@@ -61,6 +62,23 @@ absl::Status PoolArenas::Create(ArenaIndex index) {
       !status.ok()) {
     return status;
   }
+  absl::StatusOr<std::unique_ptr<Arena>> arena = MapTable(index);
+  if (!arena.ok()) return arena.status();
+  if (state_ != nullptr) {
+    if (absl::Status status =
+            state_->KeepArena(index, source_.data_fd(index), source_.table_fd(index));
+        !status.ok()) {
+      munmap((*arena)->table, layout::kBlockTableBytes);
+      return status;
+    }
+  }
+  table_bytes_.fetch_add(layout::kBlockTableBytes - kTail, std::memory_order_relaxed);
+  // release: pairs with Find's acquire, so that whoever sees the arena sees its table.
+  arenas_[index.value()].store((*arena).release(), std::memory_order_release);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<PoolArenas::Arena>> PoolArenas::MapTable(ArenaIndex index) {
   void* table = mmap(nullptr, layout::kBlockTableBytes, PROT_READ | PROT_WRITE, MAP_SHARED,
                      source_.table_fd(index), 0);
   if (table == MAP_FAILED) {
@@ -72,10 +90,42 @@ absl::Status PoolArenas::Create(ArenaIndex index) {
   madvise(table, layout::kBlockTableBytes, MADV_DONTFORK);
   auto arena = std::make_unique<Arena>();
   arena->table = static_cast<layout::BlockTable*>(table);
+  return arena;
+}
+
+absl::Status PoolArenas::Adopt(ArenaIndex index, layout::UniqueFd data, layout::UniqueFd table) {
+  SPANPOOL_CHECK(index.value() < arenas_.size() && Find(index) == nullptr);
+  if (absl::Status status = source_.Adopt(index, data.get(), table.get()); !status.ok()) {
+    return absl::DataLossError(status.message());
+  }
+  data.release();
+  const int fd = table.release();
+  absl::StatusOr<std::unique_ptr<Arena>> arena = MapTable(index);
+  if (!arena.ok()) return arena.status();
+  constexpr auto kWordBytes = static_cast<off_t>(sizeof(layout::BlockTable::words));
+  for (off_t at = lseek(fd, 0, SEEK_DATA); at >= 0 && at < kWordBytes;) {
+    const off_t hole = lseek(fd, at, SEEK_HOLE);
+    const off_t end = hole < 0 ? kWordBytes : std::min(hole, kWordBytes);
+    // Pages of the kernel's are larger, if anything.
+    MarkBacked(**arena, static_cast<size_t>(at) / kTablePageBytes,
+               static_cast<size_t>(end) / kTablePageBytes);
+    at = lseek(fd, end, SEEK_DATA);
+  }
+  constexpr uint64_t kTail = offsetof(layout::BlockTable, marks);
   table_bytes_.fetch_add(layout::kBlockTableBytes - kTail, std::memory_order_relaxed);
   // release: pairs with Find's acquire, so that whoever sees the arena sees its table.
-  arenas_[index.value()].store(arena.release(), std::memory_order_release);
+  arenas_[index.value()].store((*arena).release(), std::memory_order_release);
   return absl::OkStatus();
+}
+
+void PoolArenas::MarkBacked(Arena& arena, size_t first_page, size_t end_page) {
+  for (size_t i = first_page; i < end_page; ++i) {
+    const uint64_t bit = uint64_t{1} << (i % 64);
+    // release: pairs with the acquires in PrepareWords and in WordOf; the memory was there first.
+    if ((arena.backed[i / 64].fetch_or(bit, std::memory_order_release) & bit) == 0) {
+      table_bytes_.fetch_add(kTablePageBytes, std::memory_order_relaxed);
+    }
+  }
 }
 
 absl::Status PoolArenas::Populate(PageRange pages) {
@@ -101,7 +151,8 @@ absl::Status PoolArenas::Discard(PageRange pages) {
   return source_.Discard(pages);
 }
 
-absl::Status PoolArenas::PrepareTable(const Span& span) {
+template <typename F>
+absl::Status PoolArenas::ForEachTableRun(const Span& span, F f) {
   const GranuleId first = GranuleOf(span.first_page);
   // The one block of a large span is named by its first granule; a small span's blocks start
   // anywhere in it.
@@ -114,12 +165,25 @@ absl::Status PoolArenas::PrepareTable(const Span& span) {
     const uint64_t stop = std::min(end, arena_first + kGranulesPerArena);
     const size_t first_page = (granule - arena_first) / kWordsPerTablePage;
     const size_t end_page = (stop - 1 - arena_first) / kWordsPerTablePage + 1;
-    if (absl::Status status = PrepareWords(arena, first_page, end_page); !status.ok()) {
-      return status;
-    }
+    if (absl::Status status = f(arena, first_page, end_page); !status.ok()) return status;
     granule = stop;
   }
   return absl::OkStatus();
+}
+
+absl::Status PoolArenas::PrepareTable(const Span& span) {
+  return ForEachTableRun(span, [this](ArenaIndex arena, size_t first, size_t end) {
+    return PrepareWords(arena, first, end);
+  });
+}
+
+void PoolArenas::AdoptTable(const Span& span) {
+  (void)ForEachTableRun(span, [this](ArenaIndex index, size_t first, size_t end) {
+    Arena* const arena = Find(index);
+    SPANPOOL_CHECK(arena != nullptr);
+    MarkBacked(*arena, first, end);
+    return absl::OkStatus();
+  });
 }
 
 absl::Status PoolArenas::PrepareWords(ArenaIndex index, size_t first_page, size_t end_page) {
@@ -142,13 +206,7 @@ absl::Status PoolArenas::PrepareWords(ArenaIndex index, size_t first_page, size_
       !status.ok()) {
     return status;
   }
-  for (size_t i = first; i < end; ++i) {
-    const uint64_t bit = uint64_t{1} << (i % 64);
-    // release: pairs with the acquire above and in WordOf; the memory was there first.
-    if ((arena->backed[i / 64].fetch_or(bit, std::memory_order_release) & bit) == 0) {
-      table_bytes_.fetch_add(kTablePageBytes, std::memory_order_relaxed);
-    }
-  }
+  MarkBacked(*arena, first, end);
   return absl::OkStatus();
 }
 

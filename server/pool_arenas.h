@@ -9,6 +9,9 @@
 //  1. An arena's table is mapped, and its lengths and hints are backed, before Create returns.
 //  2. WordOf gives only words whose memory this object backed: looking at one never allocates.
 //
+// With a PoolState an arena is on record, and its descriptors are kept, before it is used; the next
+// worker adopts it.
+//
 // Arena data is never mapped in the daemon.
 //
 // Thread-safe. Locks only in the source, and a leaf.
@@ -30,11 +33,13 @@
 #include "allocator/arena_source.h"
 #include "allocator/lock_rank.h"
 #include "allocator/memfd_arena_source.h"
+#include "allocator/page_ranges.h"
 #include "allocator/span.h"
 #include "allocator/units.h"
 #include "proto/layout/block_table.h"
 #include "proto/layout/packet.h"
 #include "server/memory_limit.h"
+#include "server/pool_state.h"
 
 namespace spanpool {
 
@@ -47,10 +52,19 @@ class PoolArenas : public ArenaSource {
   // this object. It is not asked about huge pages, which are no part of the memory that others
   // could need: of those the kernel refuses what there is not.
   PoolArenas(const std::string& name, uint32_t max_arenas, const MemoryLimit* memory,
-             MemfdArenaSource::Kind kind = MemfdArenaSource::Kind::kPages);
+             MemfdArenaSource::Kind kind = MemfdArenaSource::Kind::kPages,
+             PoolState* state = nullptr);
   ~PoolArenas() override;
 
   absl::Status Create(ArenaIndex arena) override;
+  // Instead of Create, in a worker that takes over: the files that an earlier one kept. Words that
+  // somebody has written count as backed; AdoptTable adds those of spans that nobody has shared.
+  //   DATA_LOSS           they are not what Create makes
+  //   RESOURCE_EXHAUSTED  no memory or addresses
+  absl::Status Adopt(ArenaIndex arena, layout::UniqueFd data, layout::UniqueFd table);
+  absl::StatusOr<PageRanges> FindBacked(PageRange pages) override {
+    return source_.FindBacked(pages);
+  }
   //   RESOURCE_EXHAUSTED  too little memory is left, here or in the cgroup
   //   CANCELLED           Stop was called
   absl::Status Populate(PageRange pages) override;
@@ -60,6 +74,9 @@ class PoolArenas : public ArenaSource {
   // Backs the words of `span`. Cheap once done: spans of the same pages find it so.
   //   RESOURCE_EXHAUSTED  as above
   absl::Status PrepareTable(const Span& span);
+
+  // After Adopt: the words of `span` were backed by an earlier worker.
+  void AdoptTable(const Span& span);
 
   // The word of `granule`, or null if no span ever held it. Any value is allowed.
   layout::SharedWord* WordOf(GranuleId granule) {
@@ -109,6 +126,13 @@ class PoolArenas : public ArenaSource {
   };
 
   Arena* Find(ArenaIndex arena) const;
+  // Of an arena whose files the source has.
+  absl::StatusOr<std::unique_ptr<Arena>> MapTable(ArenaIndex arena);
+  void MarkBacked(Arena& arena, size_t first_page, size_t end_page);
+  // Calls `f(arena, first, end)` for the table pages that the words of `span` fill, arena by arena,
+  // until it fails.
+  template <typename F>
+  static absl::Status ForEachTableRun(const Span& span, F f);
   absl::Status PrepareWords(ArenaIndex arena, size_t first_page, size_t end_page);
   absl::Status CheckMemory(uint64_t bytes) ABSL_LOCKS_EXCLUDED(memory_mu_);
 
@@ -116,6 +140,7 @@ class PoolArenas : public ArenaSource {
   const MemoryLimit* const memory_;
   const MemfdArenaSource::Kind kind_;
   MemfdArenaSource source_;
+  PoolState* const state_;
 
   std::vector<std::atomic<Arena*>> arenas_;  // fixed length; an entry is set once
   std::atomic<uint64_t> table_bytes_{0};

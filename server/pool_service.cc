@@ -1,9 +1,11 @@
 #include "server/pool_service.h"
 
+#include <algorithm>
 #include <functional>
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "allocator/check.h"
@@ -34,6 +36,17 @@ ExchangeBatch FromProto(const v1::ExchangeRequest& request) {
                            .alignment_pages = want.alignment_pages()});
   }
   return batch;
+}
+
+// Likewise.
+InventoryPart FromProto(const v1::Inventory& inventory) {
+  InventoryPart part;
+  const int count =
+      std::min(inventory.sequence_deltas_size(), static_cast<int>(Pool::kMaxInventory) + 1);
+  part.sequence_deltas.assign(inventory.sequence_deltas().begin(),
+                              inventory.sequence_deltas().begin() + count);
+  part.more = inventory.more();
+  return part;
 }
 
 void ToProto(const ExchangeResult& result, v1::ExchangeResponse* response) {
@@ -123,6 +136,7 @@ class PoolService::Stream : public SessionStream, public std::enable_shared_from
   virtual void OnWritten(bool ok) = 0;
   // The call is over, as far as gRPC can see: the client may be gone.
   virtual void OnDone() {}
+  virtual void OnFinished() {}
   // Starts the last operation.
   virtual void StartFinish(const grpc::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) = 0;
 
@@ -179,6 +193,7 @@ class PoolService::Stream : public SessionStream, public std::enable_shared_from
         OnDone();
         return;
       case Event::kFinished:
+        OnFinished();
         service_->Remove(shared_from_this());
         return;
     }
@@ -194,6 +209,22 @@ class PoolService::ExchangeStream final : public Stream {
                                      service_->queue_.get(), NewTag(Event::kAccepted));
   }
 
+  void End(const absl::Status& status) override {
+    Stream::End(status);
+    bool over;
+    {
+      RankedMutexLock lock(&mu_);
+      over = accepted_ && !carrying_out_;
+    }
+    if (over) NoteOver();
+  }
+
+  void MayBegin() override {
+    RankedMutexLock lock(&mu_);
+    may_begin_ = true;
+    if (accepted_ && !finishing_) ReadOrFinishLocked();
+  }
+
  private:
   void OnAccepted() override {
     service_->Accept<ExchangeStream>();
@@ -201,8 +232,18 @@ class PoolService::ExchangeStream final : public Stream {
       if (session_->SetStream(shared_from_this())) return absl::OkStatus();
       return absl::UnauthenticatedError("the token names no attached session; attach again");
     });
-    RankedMutexLock lock(&mu_);
-    ReadOrFinishLocked();
+    bool over;
+    {
+      RankedMutexLock lock(&mu_);
+      accepted_ = true;
+      over = end_.has_value();
+      if (over || may_begin_) {
+        ReadOrFinishLocked();
+      } else {
+        idle_ = true;  // until MayBegin
+      }
+    }
+    if (over) NoteOver();
   }
 
   void OnRead(bool ok) override {
@@ -210,29 +251,60 @@ class PoolService::ExchangeStream final : public Stream {
       RankedMutexLock lock(&mu_);
       idle_ = false;
       if (finishing_) return;
+      carrying_out_ = ok;
       if (!ok) {
         // The client has nothing more to say, or is gone.
         if (!end_) end_ = absl::OkStatus();
         FinishLocked();
-        return;
       }
     }
-    absl::StatusOr<ExchangeResult> result =
-        session_->pool().Exchange(*session_, FromProto(request_));
-    if (!result.ok() && absl::IsInvalidArgument(result.status())) {
-      session_->pool().Evict(*session_, result.status());
-    }
-    RankedMutexLock lock(&mu_);
-    if (!result.ok()) {
-      // Its own reason, also when the eviction has ended the stream with it already.
-      end_ = result.status();
-      FinishLocked();
-      return;
-    }
+    if (!ok) return NoteOver();
     response_.Clear();
     response_.set_request_id(request_.request_id());
+    const absl::Status status = CarryOut();
+    if (absl::IsInvalidArgument(status)) session_->pool().Evict(*session_, status);
+    bool over;
+    {
+      RankedMutexLock lock(&mu_);
+      carrying_out_ = false;
+      // Its own reason, also when the eviction has ended the stream with it already.
+      if (!status.ok()) end_ = status;
+      over = end_.has_value();
+      if (status.ok()) {
+        io_.Write(response_, NewTag(Event::kWritten));
+      } else {
+        FinishLocked();
+      }
+    }
+    if (over) NoteOver();
+  }
+
+  // Carries out the request and fills the response.
+  absl::Status CarryOut() {
+    Pool& pool = session_->pool();
+    if (request_.has_inventory()) {
+      InventoryPart part = FromProto(request_.inventory());
+      if (begun_) return absl::InvalidArgumentError("an inventory stands at a stream's beginning");
+      if (part.more && request_.returns_size() + request_.wants_size() != 0) {
+        return absl::InvalidArgumentError("returns or wants before the end of the inventory");
+      }
+      absl::StatusOr<std::vector<uint64_t>> unknown = pool.Reconcile(*session_, part, &inventory_);
+      if (!unknown.ok()) return unknown.status();
+      response_.mutable_unknown()->Add(unknown->begin(), unknown->end());
+      if (part.more) return absl::OkStatus();
+    } else if (inventory_.count != 0 && !begun_) {
+      return absl::InvalidArgumentError("another part of the inventory was due");
+    }
+    begun_ = true;
+    absl::StatusOr<ExchangeResult> result = pool.Exchange(*session_, FromProto(request_));
+    if (!result.ok()) return result.status();
     ToProto(*result, &response_);
-    io_.Write(response_, NewTag(Event::kWritten));
+    return absl::OkStatus();
+  }
+
+  // The session's next stream may begin.
+  void NoteOver() {
+    if (session_ != nullptr) session_->StreamIsOver(this);
   }
 
   void OnWritten(bool ok) override {
@@ -253,12 +325,19 @@ class PoolService::ExchangeStream final : public Stream {
   void StartFinish(const grpc::Status& status) override ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     io_.Finish(status, NewTag(Event::kFinished));
   }
+  void OnFinished() override { NoteOver(); }
 
   grpc::ServerAsyncReaderWriter<v1::ExchangeResponse, v1::ExchangeRequest> io_;
+
+  bool accepted_ ABSL_GUARDED_BY(mu_) = false;  // session_ is constant
+  bool may_begin_ ABSL_GUARDED_BY(mu_) = false;
+  bool carrying_out_ ABSL_GUARDED_BY(mu_) = false;
 
   // Used by the thread that handles the stream's event; events do not overlap.
   v1::ExchangeRequest request_;
   v1::ExchangeResponse response_;
+  InventoryProgress inventory_;
+  bool begun_ = false;  // no (more) inventory may come
 };
 
 class PoolService::WatchStream final : public Stream {

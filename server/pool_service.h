@@ -2,7 +2,9 @@
 //
 // The streams are on the completion-queue API. An Exchange has one operation under way at a time:
 // read a request, carry it out, write the answer, read the next. So a client that never reads costs
-// one answer, and one that floods waits for itself. A session's second Exchange ends its first. A
+// one answer, and one that floods waits for itself. A session's second Exchange ends its first, and
+// reads nothing before the first has carried out what it had read: its inventory is of what is so
+// then. A
 // Watch writes what is new, one message at a time; what changes while one is under way is told by
 // the next.
 //

@@ -475,6 +475,181 @@ TEST_F(PoolTest, AGrantThatWouldFailFirstCollectsWhatOthersDropped) {
   EXPECT_EQ(HeapNow().in_lists_bytes, 0u);
 }
 
+// What a client holds, and what the daemon has on record.
+
+std::vector<uint64_t> DeltasOf(const std::vector<uint64_t>& sequences, uint64_t after = 0) {
+  std::vector<uint64_t> deltas;
+  for (const uint64_t sequence : sequences)
+    deltas.push_back(sequence - std::exchange(after, sequence));
+  return deltas;
+}
+
+TEST_F(PoolTest, WhatIsMissingInAnInventoryIsTakenBackAndTheRestStays) {
+  const auto session = Attach();
+  const auto other = Attach();
+  std::vector<uint64_t> kept;
+  std::vector<uint64_t> lost;
+  for (int i = 0; i < 20; ++i) {
+    GrantOne(*other);
+    (i % 3 == 0 ? lost : kept).push_back(GrantOne(*session).sequence);
+  }
+  InventoryProgress progress;
+  auto unknown = pool_.Reconcile(*session, {DeltasOf(kept), false}, &progress);
+  ASSERT_TRUE(unknown.ok()) << unknown.status();
+  EXPECT_TRUE(unknown->empty());
+  EXPECT_EQ(session->loan_count(), kept.size());
+  EXPECT_EQ(session->loan_bytes(), kept.size() * kPageBytes);
+  EXPECT_EQ(other->loan_count(), 20u);
+  EXPECT_EQ(HeapNow().on_loan_bytes, (kept.size() + 20) * kPageBytes);
+  // Returns that were under way name what is gone, and free nothing that was lent since.
+  const ExchangeGrant fresh = GrantOne(*session);
+  Exchange(*session, {.returns = lost, .wants = {}});
+  EXPECT_EQ(session->loan_count(), kept.size() + 1);
+  kept.push_back(fresh.sequence);
+  Exchange(*session, {.returns = kept, .wants = {}});
+  EXPECT_EQ(session->loan_count(), 0u);
+}
+
+TEST_F(PoolTest, AnInventoryInPartsTakesBackAsFarAsEachPartReaches) {
+  const auto session = Attach();
+  const ExchangeResult result =
+      Exchange(*session, {.returns = {}, .wants = {{kClassOf64, 10, 0, 0}}});
+  std::vector<uint64_t> all;
+  for (const ExchangeGrant& grant : result.grants) all.push_back(grant.sequence);
+  InventoryProgress progress;
+  // The second and the fourth.
+  ASSERT_TRUE(pool_.Reconcile(*session, {DeltasOf({all[1], all[3]}), true}, &progress).ok());
+  EXPECT_EQ(session->loan_count(), 8u);
+  ASSERT_TRUE(pool_.Reconcile(*session, {DeltasOf({all[4]}, all[3]), true}, &progress).ok());
+  EXPECT_EQ(session->loan_count(), 8u);
+  ASSERT_TRUE(pool_.Reconcile(*session, {DeltasOf({all[6]}, all[4]), false}, &progress).ok());
+  EXPECT_EQ(session->loan_count(), 4u);
+  // An empty inventory is one, too.
+  progress = {};
+  ASSERT_TRUE(pool_.Reconcile(*session, {{}, false}, &progress).ok());
+  EXPECT_EQ(session->loan_count(), 0u);
+  EXPECT_EQ(HeapNow().on_loan_bytes, 0u);
+}
+
+TEST_F(PoolTest, NumbersThatAreNotOnRecordAreNamed) {
+  const auto session = Attach();
+  const auto other = Attach();
+  const uint64_t mine = GrantOne(*session).sequence;
+  const uint64_t anothers = GrantOne(*other).sequence;
+  const ExchangeGrant returned = GrantOne(*session);
+  Return(*session, returned);
+  InventoryProgress progress;
+  const auto unknown =
+      pool_.Reconcile(*session, {DeltasOf({mine, anothers, returned.sequence}), false}, &progress);
+  ASSERT_TRUE(unknown.ok());
+  EXPECT_EQ(*unknown, (std::vector<uint64_t>{anothers, returned.sequence}));
+  EXPECT_EQ(session->loan_count(), 1u);
+  EXPECT_EQ(other->loan_count(), 1u);
+}
+
+TEST_F(PoolTest, AnInventoryThatCannotBeIsRefusedAndTakesNothingBack) {
+  const auto session = Attach();
+  std::vector<uint64_t> all;
+  for (int i = 0; i < 3; ++i) all.push_back(GrantOne(*session).sequence);
+  const std::vector<InventoryPart> wrong = {
+      {{all[0], 0}, false},                                        // does not ascend
+      {{all[0], UINT64_MAX}, false},                               // round the corner
+      {{all[2] + 1}, false},                                       // never given out
+      {{UINT64_MAX}, false},                                       //
+      {{}, true},                                                  // endless
+      {std::vector<uint64_t>(Pool::kMaxInventory + 1, 1), false},  // too long
+      {std::vector<uint64_t>(kLimit / kPageBytes + 1, 1), false},  // more than there are
+  };
+  for (size_t i = 0; i < wrong.size(); ++i) {
+    InventoryProgress progress;
+    EXPECT_EQ(pool_.Reconcile(*session, wrong[i], &progress).status().code(),
+              absl::StatusCode::kInvalidArgument)
+        << i;
+  }
+  // Spread over parts, too.
+  InventoryProgress progress{.last = all[0], .count = kLimit / kPageBytes};
+  EXPECT_FALSE(pool_.Reconcile(*session, {{1}, false}, &progress).ok());
+  EXPECT_EQ(session->loan_count(), 3u);
+  pool_.LifelineEnded(*session);
+  progress = {};
+  EXPECT_EQ(pool_.Reconcile(*session, {{}, false}, &progress).status().code(),
+            absl::StatusCode::kUnauthenticated);
+  EXPECT_EQ(session->loan_count(), 3u);
+}
+
+TEST_F(PoolTest, RandomInventoriesLeaveExactlyWhatTheyName) {
+  const uint64_t seed = std::random_device{}();
+  SCOPED_TRACE(testing::Message() << "seed " << seed);
+  std::mt19937_64 random(seed);
+  const auto session = Attach();
+  const auto other = Attach();
+  std::vector<uint64_t> mine;
+  for (int round = 0; round < 200; ++round) {
+    for (uint64_t n = random() % 40; n > 0; --n) {
+      if (random() % 4 == 0) {
+        const auto result =
+            pool_.Exchange(*other, {.returns = {}, .wants = {{kClassOf64, 1, 0, 0}}});
+        ASSERT_TRUE(result.ok());
+      }
+      const auto result =
+          pool_.Exchange(*session, {.returns = {}, .wants = {{kClassOf64, 1, 0, 0}}});
+      ASSERT_TRUE(result.ok());
+      for (const ExchangeGrant& grant : result->grants) mine.push_back(grant.sequence);
+    }
+    std::erase_if(mine, [&](uint64_t) { return random() % 3 == 0; });
+    InventoryProgress progress;
+    uint64_t after = 0;
+    for (size_t begin = 0;;) {
+      const size_t count = std::min<size_t>(1 + random() % 10, mine.size() - begin);
+      const std::vector<uint64_t> part(mine.begin() + static_cast<ptrdiff_t>(begin),
+                                       mine.begin() + static_cast<ptrdiff_t>(begin + count));
+      begin += count;
+      const bool more = begin < mine.size();
+      const auto unknown = pool_.Reconcile(*session, {DeltasOf(part, after), more}, &progress);
+      ASSERT_TRUE(unknown.ok()) << unknown.status();
+      ASSERT_TRUE(unknown->empty());
+      if (!more) break;
+      after = part.back();
+    }
+    ASSERT_EQ(session->loan_count(), mine.size());
+    for (const uint64_t sequence : mine) ASSERT_TRUE(session->NotOnLoan({&sequence, 1}).empty());
+  }
+  HeapNow();
+}
+
+// Streams, one after another.
+
+class FakeStream : public SessionStream {
+ public:
+  void End(const absl::Status& status) override { ended = status; }
+  void MayBegin() override { ++begun; }
+  absl::Status ended;
+  int begun = 0;
+};
+
+TEST_F(PoolTest, AStreamBeginsWhenTheOneBeforeIsOver) {
+  const auto session = Attach();
+  const auto first = std::make_shared<FakeStream>();
+  const auto second = std::make_shared<FakeStream>();
+  const auto third = std::make_shared<FakeStream>();
+  ASSERT_TRUE(session->SetStream(first));
+  EXPECT_EQ(first->begun, 1);
+  ASSERT_TRUE(session->SetStream(second));
+  EXPECT_EQ(first->ended.code(), absl::StatusCode::kAborted);
+  ASSERT_TRUE(session->SetStream(third));
+  EXPECT_EQ(second->ended.code(), absl::StatusCode::kAborted);
+  session->StreamIsOver(second.get());  // it never began
+  EXPECT_EQ(third->begun, 0);
+  session->StreamIsOver(first.get());
+  session->StreamIsOver(first.get());
+  EXPECT_EQ(second->begun, 0);
+  EXPECT_EQ(third->begun, 1);
+  session->StreamIsOver(third.get());
+  const auto fourth = std::make_shared<FakeStream>();
+  ASSERT_TRUE(session->SetStream(fourth));
+  EXPECT_EQ(fourth->begun, 1);
+}
+
 TEST_F(PoolTest, SessionsThatDieWhileOthersWorkLeaveExactCounts) {
   // One thread reaps, as in the daemon; others attach, borrow, share and die.
   std::atomic<bool> stop{false};

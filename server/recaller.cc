@@ -77,6 +77,11 @@ void Recaller::AskOthers(const Session& asker, uint64_t bytes, absl::Time now) {
   }
 }
 
+void Recaller::StartAt(uint64_t recall) {
+  RankedMutexLock lock(&mu_);
+  next_recall_ = recall;
+}
+
 void Recaller::Answered(const Session& session, uint64_t recall) {
   RankedMutexLock lock(&mu_);
   for (Round* round : rounds_) {

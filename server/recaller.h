@@ -49,6 +49,9 @@ class Recaller {
   // Before the first session. Without one nobody can be asked, and nobody answers.
   void SetCarrier(Carrier carrier) { carrier_ = std::move(carrier); }
 
+  // Before the first recall: recalls are numbered from here, above those of earlier workers.
+  void StartAt(uint64_t recall) ABSL_LOCKS_EXCLUDED(mu_);
+
   // What became of one pool's recall.
   struct Outcome {
     uint64_t recalled_bytes = 0;  // returned by the sessions asked, between question and answer

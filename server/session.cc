@@ -8,6 +8,23 @@
 #include "allocator/units.h"
 
 namespace spanpool {
+namespace {
+
+RecordedSession Recorded(SessionState state) {
+  switch (state) {
+    case SessionState::kAttached:
+      return RecordedSession::kAttached;
+    case SessionState::kDetached:
+      return RecordedSession::kDetached;
+    case SessionState::kDead:
+      return RecordedSession::kDead;
+    case SessionState::kEnded:
+      break;
+  }
+  return RecordedSession::kNone;
+}
+
+}  // namespace
 
 Session::Session(Pool* pool, uint32_t id, const SessionToken& token, PeerIdentity peer,
                  layout::AccessMode access, uint64_t limit_bytes, layout::UniqueFd pidfd,
@@ -20,6 +37,21 @@ Session::Session(Pool* pool, uint32_t id, const SessionToken& token, PeerIdentit
       limit_bytes_(limit_bytes),
       pidfd_(std::move(pidfd)),
       memory_(std::move(memory)) {}
+
+void Session::SetRecord(PoolState* pool_state, uint32_t record) {
+  pool_state_ = pool_state;
+  record_ = record;
+}
+
+void Session::Restore(SessionState state) {
+  RankedMutexLock lock(&mu_);
+  state_ = state;
+}
+
+void Session::RestoreLoan(const Loan& loan) {
+  RankedMutexLock lock(&mu_);
+  AddLoanLocked(loan);
+}
 
 std::string Session::Describe() const {
   return absl::StrCat("session ", id_, " (pid ", peer_.pid, ", uid ", peer_.uid, ")");
@@ -40,8 +72,23 @@ size_t Session::loan_count() const {
   return loans_.size();
 }
 
-Session::Streams Session::MoveTo(SessionState next) {
+void Session::SetStateLocked(SessionState next) {
+  if (pool_state_ != nullptr) pool_state_->SetSession(record_, Recorded(next));
   state_ = next;
+}
+
+void Session::AddLoanLocked(const Loan& loan) {
+  const size_t before = loans_.size();
+  // A grant of this moment is usually the newest.
+  loans_.emplace_hint(loans_.end(), loan.sequence, loan.span);
+  SPANPOOL_CHECK_EQ(loans_.size(), before + 1) << "sequence " << loan.sequence;
+  loan.span->loan_session = id_;
+  loan.span->loan_sequence = loan.sequence;
+  loan_bytes_ += Bytes(loan.span->pages);
+}
+
+Session::Streams Session::MoveTo(SessionState next) {
+  SetStateLocked(next);
   Streams streams;
   watches_.push_back(std::exchange(stream_, {}));
   for (const std::weak_ptr<SessionStream>& each : std::exchange(watches_, {})) {
@@ -93,7 +140,7 @@ bool Session::Retire() { return Leave(SessionState::kDead); }
 bool Session::EndReaped() {
   RankedMutexLock lock(&mu_);
   if (state_ != SessionState::kDead || !loans_.empty()) return false;
-  state_ = SessionState::kEnded;
+  SetStateLocked(SessionState::kEnded);
   return true;
 }
 
@@ -117,13 +164,8 @@ bool Session::Record(const std::vector<Loan>& loans, uint64_t reserved_bytes) {
   pending_bytes_ -= reserved_bytes;
   if (state_ != SessionState::kAttached) return false;
   for (const Loan& loan : loans) {
-    const size_t before = loans_.size();
-    // A grant of this moment is usually the newest.
-    loans_.emplace_hint(loans_.end(), loan.sequence, loan.span);
-    SPANPOOL_CHECK_EQ(loans_.size(), before + 1) << "sequence " << loan.sequence;
-    loan.span->loan_session = id_;
-    loan.span->loan_sequence = loan.sequence;
-    loan_bytes_ += Bytes(loan.span->pages);
+    if (pool_state_ != nullptr) pool_state_->RecordLoan(*loan.span, record_, loan.sequence);
+    AddLoanLocked(loan);
   }
   return true;
 }
@@ -131,15 +173,49 @@ bool Session::Record(const std::vector<Loan>& loans, uint64_t reserved_bytes) {
 Span* Session::TakeLoan(uint64_t sequence) {
   RankedMutexLock lock(&mu_);
   if (state_ != SessionState::kAttached) return nullptr;
-  const auto it = loans_.find(sequence);
+  auto it = loans_.find(sequence);
   if (it == loans_.end()) return nullptr;
-  Span* span = it->second;
-  loans_.erase(it);
+  return TakeLocked(&it);
+}
+
+Span* Session::TakeLocked(Loans::iterator* loan) {
+  Span* const span = (*loan)->second;
+  *loan = loans_.erase(*loan);
   loan_bytes_ -= Bytes(span->pages);
   returned_bytes_.fetch_add(Bytes(span->pages), std::memory_order_relaxed);
   span->loan_session = 0;
   span->loan_sequence = 0;
   return span;
+}
+
+std::vector<uint64_t> Session::NotOnLoan(absl::Span<const uint64_t> sequences) const {
+  std::vector<uint64_t> missing;
+  if (sequences.empty()) return missing;
+  RankedMutexLock lock(&mu_);
+  auto loan = loans_.lower_bound(sequences.front());
+  for (const uint64_t sequence : sequences) {
+    while (loan != loans_.end() && loan->first < sequence) ++loan;
+    if (loan == loans_.end() || loan->first != sequence) missing.push_back(sequence);
+  }
+  return missing;
+}
+
+std::vector<Span*> Session::TakeLoansBut(absl::Span<const uint64_t> kept, uint64_t after,
+                                         uint64_t last, size_t most) {
+  std::vector<Span*> spans;
+  RankedMutexLock lock(&mu_);
+  if (state_ != SessionState::kAttached) return spans;
+  auto loan = loans_.upper_bound(after);
+  auto next_kept = kept.begin();
+  while (loan != loans_.end() && loan->first <= last && spans.size() < most) {
+    while (next_kept != kept.end() && *next_kept < loan->first) ++next_kept;
+    if (next_kept != kept.end() && *next_kept == loan->first) {
+      ++loan;
+    } else {
+      spans.push_back(TakeLocked(&loan));
+    }
+  }
+  return spans;
 }
 
 std::vector<Span*> Session::TakeLoans(size_t most) {
@@ -163,14 +239,30 @@ std::vector<Span*> Session::TakeLoans(size_t most) {
 
 bool Session::SetStream(const std::shared_ptr<SessionStream>& stream) {
   std::shared_ptr<SessionStream> before;
+  bool begins = false;
   {
     RankedMutexLock lock(&mu_);
     if (state_ != SessionState::kAttached) return false;
     before = stream_.lock();
     stream_ = stream;
+    begins = carrier_.expired();
+    if (begins) carrier_ = stream;
   }
   if (before != nullptr) before->End(absl::AbortedError("the session opened another stream"));
+  if (begins) stream->MayBegin();
   return true;
+}
+
+void Session::StreamIsOver(const SessionStream* stream) {
+  std::shared_ptr<SessionStream> next;
+  {
+    RankedMutexLock lock(&mu_);
+    if (carrier_.lock().get() != stream) return;
+    next = stream_.lock();
+    if (next.get() == stream) next = nullptr;
+    carrier_ = next;
+  }
+  if (next != nullptr) next->MayBegin();
 }
 
 absl::Status Session::AddWatch(const std::shared_ptr<SessionStream>& stream) {

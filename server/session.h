@@ -16,6 +16,11 @@
 //     a death").
 //  2. loan_bytes is the sum over loans(); it plus pending_bytes never exceeds the limit.
 //  3. State only moves along the arrows.
+//  4. At most one Exchange stream carries out messages: the next may begin when the one before is
+//     over.
+//
+// With a PoolState every change of state and every loan is on record before the call returns; a
+// later worker makes the session again from that.
 //
 // Thread-safe. Lock rank: kSession.
 
@@ -33,11 +38,13 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/container/btree_map.h"
 #include "absl/status/status.h"
+#include "absl/types/span.h"
 #include "allocator/lock_rank.h"
 #include "allocator/span.h"
 #include "proto/layout/attach.h"
 #include "proto/layout/packet.h"
 #include "server/access.h"
+#include "server/pool_state.h"
 #include "server/session_memory.h"
 
 namespace spanpool {
@@ -54,6 +61,8 @@ class SessionStream {
   virtual ~SessionStream() = default;
   // Ends the stream with `status`, at the next moment it can. Never waits.
   virtual void End(const absl::Status& status) = 0;
+  // No stream of the session before this one carries out anything any more. Once, if at all.
+  virtual void MayBegin() {}
 };
 
 class Session {
@@ -68,6 +77,13 @@ class Session {
   Session(Pool* pool, uint32_t id, const SessionToken& token, PeerIdentity peer,
           layout::AccessMode access, uint64_t limit_bytes, layout::UniqueFd pidfd,
           std::unique_ptr<SessionMemory> memory);
+
+  // Before anybody else knows the session.
+  // Its record, which says that it is attached. `pool_state` outlives the session.
+  void SetRecord(PoolState* pool_state, uint32_t record);
+  // After a restart: as it was left, and what it has on loan. The record says so already.
+  void Restore(SessionState state) ABSL_LOCKS_EXCLUDED(mu_);
+  void RestoreLoan(const Loan& loan) ABSL_LOCKS_EXCLUDED(mu_);
 
   // Constant.
   Pool& pool() const { return *pool_; }
@@ -107,9 +123,22 @@ class Session {
   std::vector<Span*> TakeLoans(size_t most) ABSL_LOCKS_EXCLUDED(mu_);
   size_t loan_count() const ABSL_LOCKS_EXCLUDED(mu_);
 
-  // Makes `stream` the session's; the one before, if any, ends with ABORTED. False, and nothing is
+  // Those of `sequences`, which ascend, that are not on record. O(sequences + what is on record
+  // between the first and the last of them).
+  std::vector<uint64_t> NotOnLoan(absl::Span<const uint64_t> sequences) const
+      ABSL_LOCKS_EXCLUDED(mu_);
+  // Takes up to `most` loans out of the record whose numbers are above `after`, at most `last`, and
+  // not in `kept`, which ascends. None if the session is not attached. O(kept + what is on record
+  // there).
+  std::vector<Span*> TakeLoansBut(absl::Span<const uint64_t> kept, uint64_t after, uint64_t last,
+                                  size_t most) ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Makes `stream` the session's; the one before, if any, ends with ABORTED. It may begin once none
+  // before it carries out anything: its MayBegin is called, here or later. False, and nothing is
   // done, unless the session is attached.
   bool SetStream(const std::shared_ptr<SessionStream>& stream) ABSL_LOCKS_EXCLUDED(mu_);
+  // Says that `stream` carries out nothing any more. Each stream says so once it has ended.
+  void StreamIsOver(const SessionStream* stream) ABSL_LOCKS_EXCLUDED(mu_);
 
   // Adds a stream beside it, which ends when the session does. RESOURCE_EXHAUSTED if there are
   // kMaxWatches already, UNAUTHENTICATED if the session is not attached.
@@ -131,10 +160,15 @@ class Session {
 
  private:
   bool Leave(SessionState next) ABSL_LOCKS_EXCLUDED(mu_);
+  void SetStateLocked(SessionState next) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void AddLoanLocked(const Loan& loan) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Returns the streams that are to end.
   using Streams = std::vector<std::shared_ptr<SessionStream>>;
   Streams MoveTo(SessionState next) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   static void EndAll(const Streams& streams, const absl::Status& why);
+  using Loans = absl::btree_map<uint64_t, Span*>;
+  // Takes one out of the record that the client gave back, and moves `loan` to the next.
+  Span* TakeLocked(Loans::iterator* loan) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   Pool* const pool_;
   const uint32_t id_;
@@ -144,6 +178,8 @@ class Session {
   const uint64_t limit_bytes_;
   const layout::UniqueFd pidfd_;
   const std::unique_ptr<SessionMemory> memory_;
+  PoolState* pool_state_ = nullptr;  // null: nothing is on record
+  uint32_t record_ = 0;
 
   // Changed under mu_; read by anyone, for the operator.
   std::atomic<uint64_t> returned_bytes_{0};
@@ -151,10 +187,11 @@ class Session {
   mutable RankedMutex mu_{LockRank::kSession};
   SessionState state_ ABSL_GUARDED_BY(mu_) = SessionState::kAttached;
   // By sequence number: those that were granted together are often neighbours in memory, too.
-  absl::btree_map<uint64_t, Span*> loans_ ABSL_GUARDED_BY(mu_);
+  Loans loans_ ABSL_GUARDED_BY(mu_);
   uint64_t loan_bytes_ ABSL_GUARDED_BY(mu_) = 0;
-  uint64_t pending_bytes_ ABSL_GUARDED_BY(mu_) = 0;  // reserved, not recorded yet
-  std::weak_ptr<SessionStream> stream_ ABSL_GUARDED_BY(mu_);
+  uint64_t pending_bytes_ ABSL_GUARDED_BY(mu_) = 0;            // reserved, not recorded yet
+  std::weak_ptr<SessionStream> stream_ ABSL_GUARDED_BY(mu_);   // the newest
+  std::weak_ptr<SessionStream> carrier_ ABSL_GUARDED_BY(mu_);  // the one that may have begun
   std::vector<std::weak_ptr<SessionStream>> watches_ ABSL_GUARDED_BY(mu_);
 };
 

@@ -23,6 +23,12 @@ class SessionMemory {
   // Creates both segments, sealed; the first page and 64 KiB of slots are backed by memory.
   //   RESOURCE_EXHAUSTED  no memory or descriptor left
   static absl::StatusOr<std::unique_ptr<SessionMemory>> Create(uint64_t daemon_epoch);
+  // Takes over both from an earlier worker; `control` is open for writing, and gets the new epoch.
+  //   DATA_LOSS           they are not what Create makes
+  //   RESOURCE_EXHAUSTED  no addresses or descriptor left
+  static absl::StatusOr<std::unique_ptr<SessionMemory>> Adopt(layout::UniqueFd session,
+                                                              layout::UniqueFd control,
+                                                              uint64_t daemon_epoch);
   ~SessionMemory();
   SessionMemory(const SessionMemory&) = delete;
   SessionMemory& operator=(const SessionMemory&) = delete;
@@ -32,6 +38,9 @@ class SessionMemory {
   int control_read_only_fd() const { return control_read_only_fd_.get(); }
   // After they were sent.
   void CloseControlFd() { control_read_only_fd_.reset(); }
+  // For a later worker, to keep; until it is closed.
+  int control_fd() const { return control_fd_.get(); }
+  void CloseWritableControlFd() { control_fd_.reset(); }
 
   layout::SharedSlot& slot(uint32_t index) { return slots_[index]; }
   layout::SlotNote& note(uint32_t index) { return notes_[index]; }
@@ -46,8 +55,13 @@ class SessionMemory {
 
  private:
   SessionMemory() = default;
+  // Of descriptors that are what Create makes.
+  static absl::StatusOr<std::unique_ptr<SessionMemory>> Map(layout::UniqueFd session,
+                                                            layout::UniqueFd control,
+                                                            uint64_t daemon_epoch);
 
   layout::UniqueFd session_fd_;
+  layout::UniqueFd control_fd_;
   layout::UniqueFd control_read_only_fd_;
   layout::SessionSegment* segment_ = nullptr;
   layout::SharedSlot* slots_ = nullptr;

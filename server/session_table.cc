@@ -11,10 +11,19 @@ namespace spanpool {
 absl::Status SessionTable::Add(const std::shared_ptr<Session>& session) {
   RankedMutexLock lock(&mu_);
   if (absl::Status status = RoomForLocked(session->peer().uid); !status.ok()) return status;
+  AddLocked(session);
+  return absl::OkStatus();
+}
+
+void SessionTable::Restore(const std::shared_ptr<Session>& session) {
+  RankedMutexLock lock(&mu_);
+  AddLocked(session);
+}
+
+void SessionTable::AddLocked(const std::shared_ptr<Session>& session) {
   ++by_uid_[session->peer().uid];
   const SessionToken token = session->token();
   SPANPOOL_CHECK(sessions_.emplace(token, session).second) << "token given twice";
-  return absl::OkStatus();
 }
 
 void SessionTable::Remove(const Session& session) {

@@ -36,8 +36,18 @@ class SessionTable {
   // A number for a new session, never given before.
   uint32_t NextId() { return next_id_.fetch_add(1, std::memory_order_relaxed); }
 
+  // From a restart on no number below `next` is given: they were, by an earlier worker.
+  void RaiseNextId(uint32_t next) {
+    uint32_t now = next_id_.load(std::memory_order_relaxed);
+    while (now < next && !next_id_.compare_exchange_weak(now, next, std::memory_order_relaxed)) {
+    }
+  }
+  uint32_t max_sessions() const { return max_sessions_; }
+
   //   RESOURCE_EXHAUSTED  the limit on sessions, or that of one user, is reached
   absl::Status Add(const std::shared_ptr<Session>& session) ABSL_LOCKS_EXCLUDED(mu_);
+  // One that an earlier worker admitted.
+  void Restore(const std::shared_ptr<Session>& session) ABSL_LOCKS_EXCLUDED(mu_);
   void Remove(const Session& session) ABSL_LOCKS_EXCLUDED(mu_);
 
   // The session of that token, or null. Any bytes are allowed.
@@ -51,6 +61,7 @@ class SessionTable {
   absl::Status RoomFor(uid_t uid) const ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
+  void AddLocked(const std::shared_ptr<Session>& session) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status RoomForLocked(uid_t uid) const ABSL_SHARED_LOCKS_REQUIRED(mu_);
 
   const uint32_t max_sessions_;

@@ -17,6 +17,7 @@ using layout::BlockWord;
 using layout::OpenResult;
 using layout::ReleaseResult;
 using layout::Slot;
+using layout::SlotState;
 using layout::TakeResult;
 
 // A recount is over in a moment; then Open is tried again.
@@ -40,6 +41,83 @@ std::vector<T> TakeSome(std::deque<T>* queue) {
 
 WorkerReferences::WorkerReferences(PoolArenas* arenas, std::unique_ptr<SessionMemory> memory)
     : arenas_(arenas), memory_(std::move(memory)) {}
+
+void WorkerReferences::Resume(const absl::flat_hash_set<uint32_t>& named, absl::Time deadline) {
+  if (memory_ == nullptr) return;
+  std::vector<uint32_t> in_use;
+  for (SessionMemory::SlotRange range = memory_->WrittenSlots(0);
+       range.first < layout::kSlotCapacity; range = memory_->WrittenSlots(range.end)) {
+    for (uint32_t i = range.first; i < range.end; ++i) {
+      if (memory_->slot(i).load(std::memory_order_acquire) != 0) in_use.push_back(i);
+    }
+  }
+  RankedMutexLock lock(&mu_);
+  for (const uint32_t index : in_use) {
+    for (; used_ < index; ++used_) free_.push_back(used_);
+    used_ = index + 1;
+    layout::SharedSlot& shared = memory_->slot(index);
+    const Slot slot(shared.load(std::memory_order_acquire));
+    // Only the daemon writes here, and only blocks that there are.
+    SPANPOOL_CHECK(arenas_->WordOf(slot.granule()) != nullptr || slot.state() == SlotState::kFree);
+    switch (slot.state()) {
+      case SlotState::kHeld:
+        if (named.contains(index)) break;
+        // Rule 13: it was opened for a name that was never stored, or is gone.
+        layout::BeginRelease(shared, slot.granule());
+        ReleaseOrEnlistLocked(index);
+        break;
+      case SlotState::kTransit:
+        transits_.push_back({index, deadline});
+        break;
+      case SlotState::kAcquiring:
+      case SlotState::kReleasing:
+        if (TryClear(index)) {
+          free_.push_back(index);
+        } else {
+          unclear_.push_back(index);
+        }
+        break;
+      default:  // FREE or VOID
+        layout::FreeSlot(shared);
+        free_.push_back(index);
+    }
+  }
+}
+
+bool WorkerReferences::TryClear(uint32_t index) {
+  layout::SharedSlot& shared = memory_->slot(index);
+  const Slot slot(shared.load(std::memory_order_acquire));
+  if (slot.in_flight()) {
+    const BlockWord word(arenas_->WordOf(slot.granule())->load(std::memory_order_acquire));
+    if (word.refs() != 0) return false;
+    if (word.freed()) {
+      const PageId page = PageOf(slot.granule());
+      layout::SetHint(arenas_->TableOf(ArenaOf(page))->marks, page);
+      took_last_.store(true, std::memory_order_relaxed);
+    }
+  }
+  layout::FreeSlot(shared);
+  return true;
+}
+
+std::vector<GranuleId> WorkerReferences::Unclear() const {
+  absl::flat_hash_set<GranuleId> granules;
+  RankedMutexLock lock(&mu_);
+  for (const uint32_t index : unclear_)
+    granules.insert(Slot(memory_->slot(index).load()).granule());
+  return std::vector<GranuleId>(granules.begin(), granules.end());
+}
+
+void WorkerReferences::SettleUnclear(const absl::flat_hash_set<GranuleId>& lost) {
+  RankedMutexLock lock(&mu_);
+  std::erase_if(unclear_, [&](uint32_t index) {
+    layout::SharedSlot& shared = memory_->slot(index);
+    if (lost.contains(Slot(shared.load()).granule())) layout::FreeSlot(shared);
+    if (!TryClear(index)) return false;
+    free_.push_back(index);
+    return true;
+  });
+}
 
 absl::StatusOr<uint32_t> WorkerReferences::NewSlot() {
   RankedMutexLock lock(&mu_);
@@ -181,7 +259,8 @@ absl::Time WorkerReferences::Settle(absl::Time now) {
   RankedMutexLock lock(&mu_);
   for (const uint32_t slot : TakeSome(&pending_)) ReleaseOrEnlistLocked(slot);
   transits_.insert(transits_.end(), transits.begin(), transits.end());
-  return pending_.empty() && transits_.empty() ? absl::InfiniteFuture() : now + kLookInterval;
+  return pending_.empty() && transits_.empty() && unclear_.empty() ? absl::InfiniteFuture()
+                                                                   : now + kLookInterval;
 }
 
 uint64_t WorkerReferences::transits() const {

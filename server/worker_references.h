@@ -7,7 +7,8 @@
 // A dead sender's reference is adopted before its own is taken back, so that the block lives all
 // along (rule 11 of tests/model/README.md).
 //
-// The segment is a memfd like any session's: a restarted worker that is given it finds the slots.
+// The segment is a memfd like any session's: a restarted worker that is given it goes on with the
+// slots (Resume). What its predecessor was in the middle of is reaped like a dead process's.
 //
 // Thread-safe. Lock rank: kLeaf.
 
@@ -20,6 +21,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
@@ -39,6 +41,17 @@ class WorkerReferences {
   WorkerReferences(PoolArenas* arenas, std::unique_ptr<SessionMemory> memory);
   WorkerReferences(const WorkerReferences&) = delete;
   WorkerReferences& operator=(const WorkerReferences&) = delete;
+
+  // After a restart, before anything else but Recounter::Resume: `named` are the slots that names
+  // stand on. A slot that holds a block for no name lets go; what was under way is kept until
+  // `deadline` at most; and what cannot be told without a recount is put aside: see Unclear.
+  void Resume(const absl::flat_hash_set<uint32_t>& named, absl::Time deadline)
+      ABSL_LOCKS_EXCLUDED(mu_);
+  // The blocks that slots put aside speak of, each once. The reaper's, like the next.
+  std::vector<GranuleId> Unclear() const ABSL_LOCKS_EXCLUDED(mu_);
+  // After they were recounted: frees what is clear now, and what speaks of a block in `lost`, whose
+  // word nobody can trust.
+  void SettleUnclear(const absl::flat_hash_set<GranuleId>& lost) ABSL_LOCKS_EXCLUDED(mu_);
 
   // Takes a reference to the block of that granule and generation, in addition to those there are;
   // what is under way stays so. Returns its slot. Waits up to 0.1 s while the block is recounted,
@@ -79,6 +92,10 @@ class WorkerReferences {
     absl::Time deadline;
   };
 
+  // Frees a slot that was put aside or is to be: true unless its word has references, for then the
+  // slot alone does not tell whether one of them is its own.
+  bool TryClear(uint32_t slot);
+
   // Open, which tries again for so long if the word is frozen.
   absl::StatusOr<uint32_t> OpenWithin(GranuleId granule, uint64_t generation, uint32_t most_refs,
                                       absl::Duration patience) ABSL_LOCKS_EXCLUDED(mu_);
@@ -98,6 +115,7 @@ class WorkerReferences {
   uint32_t used_ ABSL_GUARDED_BY(mu_) = 0;
   std::deque<uint32_t> pending_ ABSL_GUARDED_BY(mu_);  // RELEASING, on a frozen word
   std::deque<Transit> transits_ ABSL_GUARDED_BY(mu_);
+  std::vector<uint32_t> unclear_ ABSL_GUARDED_BY(mu_);  // in flight, since before a restart
   std::atomic<bool> took_last_{false};
 };
 

@@ -8,6 +8,7 @@
 //     ◀──────────  ArenaReply(k) + 2 fds    arena data, block table
 //     ◀────────────────  RecallNotice(n)    at any time after the AttachReply
 //     RecallAnswer(n)  ─────────────────▶   what was idle has been returned
+//     ◀────────────────  ResumedNotice      another worker has taken over
 //     DetachRequest  ───────────────────▶   spans were returned, slots are free: it ends
 //     ◀─────────────────────  DetachReply
 // clang-format on
@@ -15,8 +16,14 @@
 // The connection is the session's lifeline: it stays open as long as the client uses the pool. Its
 // end detaches the session; memory is reused only when the client's process is dead.
 //
+// A worker of the daemon that dies leaves the connection open: its successor goes on with it. The
+// first thing it does is to send a ResumedNotice; only then does it read. So a reply that comes after
+// the notice is to a request that the successor read. A request that has no reply when the notice
+// comes may be lost with the worker that read it, or still be under way: the client sends it again,
+// and ignores a second reply, which it tells by its type and arena.
+//
 // The client sends one request at a time and waits for its reply; the daemon sends the next
-// RecallNotice only when the last was answered. So it never has more than one reply and one notice
+// RecallNotice only when the last was answered. So it never has more than one reply and a few notices
 // under way and never waits for a client to read. One message is one packet of exactly its
 // struct's size. Anything else (any other size, magic, type, version or order, or a request while
 // replies are unread) is answered with a refusal where there is a reply to put it in; the session
@@ -35,7 +42,7 @@ namespace spanpool::layout {
 
 inline constexpr uint32_t kAttachMagic = 0x4c505053;  // "SPPL"
 // Raised whenever any struct or rule under proto/layout/ changes.
-inline constexpr uint32_t kLayoutVersion = 3;
+inline constexpr uint32_t kLayoutVersion = 4;
 
 inline constexpr size_t kPoolNameBytes = 64;  // with the terminating zero
 inline constexpr size_t kMessageBytes = 320;
@@ -50,6 +57,7 @@ enum class AttachType : uint32_t {
   kDetachReply = 6,
   kRecallNotice = 7,
   kRecallAnswer = 8,
+  kResumedNotice = 9,
 };
 
 enum class AccessMode : uint32_t { kRead = 1, kWrite = 2 };
@@ -122,6 +130,15 @@ struct RecallAnswer {
   uint64_t recall = 0;
 };
 
+// A worker has taken over from one that ended, and serves. The client opens a new Exchange stream at
+// once, with its inventory (spanpool/v1/pool.proto). A recall that was under way is over; an answer
+// to it is ignored.
+struct ResumedNotice {
+  AttachHeader header{.type = AttachType::kResumedNotice};
+  uint32_t incarnation = 0;  // of the pool: as it was
+  uint32_t reserved = 0;
+};
+
 template <typename T>
 inline constexpr bool kIsWire = std::is_standard_layout_v<T>&& std::is_trivially_copyable_v<T>&&
     std::has_unique_object_representations_v<T>;
@@ -134,6 +151,7 @@ static_assert(kIsWire<DetachRequest> && sizeof(DetachRequest) == 16);
 static_assert(kIsWire<DetachReply> && sizeof(DetachReply) == 344);
 static_assert(kIsWire<RecallNotice> && sizeof(RecallNotice) == 32);
 static_assert(kIsWire<RecallAnswer> && sizeof(RecallAnswer) == 24);
+static_assert(kIsWire<ResumedNotice> && sizeof(ResumedNotice) == 24);
 
 inline constexpr size_t kMaxAttachMessageBytes = sizeof(AttachReply);
 

@@ -174,7 +174,7 @@ class Session {
   // By sequence number: those that were granted together are often neighbours in memory, too.
   Loans loans_ ABSL_GUARDED_BY(mu_);
   uint64_t loan_bytes_ ABSL_GUARDED_BY(mu_) = 0;
-  uint64_t pending_bytes_ ABSL_GUARDED_BY(mu_) = 0;  // reserved, not recorded yet
+  uint64_t pending_bytes_ ABSL_GUARDED_BY(mu_) = 0;            // reserved, not recorded yet
   std::weak_ptr<SessionStream> stream_ ABSL_GUARDED_BY(mu_);   // the newest
   std::weak_ptr<SessionStream> carrier_ ABSL_GUARDED_BY(mu_);  // the one that may have begun
   std::vector<std::weak_ptr<SessionStream>> watches_ ABSL_GUARDED_BY(mu_);

@@ -34,6 +34,8 @@
 //   free_address ADDRESS             whatever it is
 //   misuses                          how often the misuse handler was called
 //   stats                            "ALLOCATIONS REFILLS"
+//   view                             how the daemon is (connected, offline or lost), and the bytes
+//                                    on loan, those that are idle, and the spans lost
 //   threads COUNT                    so many threads, one after the other; each allocates and frees
 //                                    a few blocks
 //   idle_thread BLOCKS BYTES         a thread allocates so many blocks, frees them and is idle from
@@ -152,6 +154,14 @@ class ActorProcess {
     if (verb == "stats") {
       const spanpool::SessionStats stats = session_->stats();
       return Ok(std::to_string(stats.allocations) + " " + std::to_string(stats.refills));
+    }
+    if (verb == "view") {
+      const spanpool::SessionStats stats = session_->stats();
+      const char* const daemon = stats.daemon == spanpool::DaemonState::kConnected ? "connected"
+                                 : stats.daemon == spanpool::DaemonState::kOffline ? "offline"
+                                                                                   : "lost";
+      return Ok(std::string(daemon) + " " + std::to_string(stats.bytes_on_loan) + " " +
+                std::to_string(stats.idle_bytes) + " " + std::to_string(stats.spans_lost));
     }
     if (verb == "misuses") return Ok(std::to_string(misuses_));
     if (verb == "fork") {

@@ -17,16 +17,19 @@ void* ReserveBytes(size_t bytes) {
   return start == MAP_FAILED ? nullptr : start;
 }
 
-absl::Status MapOver(uintptr_t address, size_t bytes, int protection, int fd, const char* what) {
+// Maps `bytes` of the file from `offset` on.
+absl::Status MapOver(uintptr_t address, size_t bytes, int protection, int fd, size_t offset,
+                     const char* what) {
   struct stat file;
   // A shorter file would turn an access into SIGBUS.
-  if (fstat(fd, &file) != 0 || static_cast<uint64_t>(file.st_size) < bytes) {
+  if (fstat(fd, &file) != 0 || static_cast<uint64_t>(file.st_size) < offset + bytes) {
     return absl::InternalError(absl::StrCat("the daemon sent ", what, " that is too short"));
   }
   void* const start = reinterpret_cast<void*>(address);
   // Nothing is reserved by mapping: the daemon has allocated what it grants. Of huge pages the
   // kernel would set aside a whole arena for the mapping, used or not.
-  if (mmap(start, bytes, protection, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd, 0) == MAP_FAILED) {
+  if (mmap(start, bytes, protection, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd,
+           static_cast<off_t>(offset)) == MAP_FAILED) {
     return absl::ResourceExhaustedError(
         absl::StrCat("cannot map ", what, ": ", strerror(errno), "; see vm.max_map_count"));
   }
@@ -47,7 +50,7 @@ AddressRange::AddressRange(uint32_t arenas, bool writable, SpanSource* source)
 
 AddressRange::~AddressRange() {
   if (reservation_ != nullptr) munmap(reservation_, reservation_bytes_);
-  if (tables_ != 0) munmap(reinterpret_cast<void*>(tables_), tables_bytes_);
+  if (tables_reservation_ != nullptr) munmap(tables_reservation_, tables_bytes_);
 }
 
 absl::StatusOr<std::unique_ptr<AddressRange>> AddressRange::Reserve(uint64_t address_bytes,
@@ -63,14 +66,16 @@ absl::StatusOr<std::unique_ptr<AddressRange>> AddressRange::Reserve(uint64_t add
   range->reservation_bytes_ = range->bytes() + kArenaBytes;
   range->reservation_ = ReserveBytes(range->reservation_bytes_);
   range->tables_bytes_ = size_t{arenas} * layout::kBlockTableBytes;
-  range->tables_ = reinterpret_cast<uintptr_t>(ReserveBytes(range->tables_bytes_));
-  if (range->reservation_ == nullptr || range->tables_ == 0) {
+  range->tables_reservation_ = ReserveBytes(range->tables_bytes_);
+  if (range->reservation_ == nullptr || range->tables_reservation_ == nullptr) {
     return absl::ResourceExhaustedError(
         absl::StrCat("cannot reserve ", range->reservation_bytes_ + range->tables_bytes_,
                      " bytes of address space: ", strerror(errno), "; see ulimit -v"));
   }
   range->base_ =
       (reinterpret_cast<uintptr_t>(range->reservation_) + kArenaBytes - 1) & ~(kArenaBytes - 1);
+  const auto words = reinterpret_cast<uintptr_t>(range->tables_reservation_);
+  range->tables_ = BlockTables(words, words + size_t{arenas} * BlockTables::kWordsBytes);
   return range;
 }
 
@@ -109,10 +114,14 @@ absl::Status AddressRange::Map(ArenaIndex arena) {
   } else {
     const uintptr_t data = base_ + (uintptr_t{arena.value()} << kArenaShift);
     status = MapOver(data, kArenaBytes, writable_ ? PROT_READ | PROT_WRITE : PROT_READ,
-                     fds->data.get(), "an arena");
+                     fds->data.get(), 0, "an arena");
     if (status.ok()) {
-      status = MapOver(tables_ + arena.value() * layout::kBlockTableBytes, layout::kBlockTableBytes,
-                       PROT_READ | PROT_WRITE, fds->table.get(), "a block table");
+      status = MapOver(tables_.WordsAt(arena), BlockTables::kWordsBytes, PROT_READ | PROT_WRITE,
+                       fds->table.get(), 0, "a block table");
+    }
+    if (status.ok()) {
+      status = MapOver(tables_.MarksAt(arena), BlockTables::kMarksBytes, PROT_READ | PROT_WRITE,
+                       fds->table.get(), BlockTables::kWordsBytes, "a block table");
     }
   }
   RankedMutexLock lock(&mu_);

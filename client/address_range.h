@@ -30,22 +30,31 @@
 
 namespace spanpool::internal {
 
-// Where the block tables of all arenas are, mapped or not.
+// Where the block tables of all arenas are, mapped or not: first the words of all, one behind the
+// other, so that a word is found by its granule alone; then the marks of all.
 class BlockTables {
  public:
-  explicit BlockTables(uintptr_t first) : first_(first) {}
+  static constexpr size_t kWordsBytes = sizeof(layout::BlockTable::words);
+  static constexpr size_t kMarksBytes = layout::kBlockTableBytes - kWordsBytes;
+
+  BlockTables() = default;
+  BlockTables(uintptr_t words, uintptr_t marks) : words_(words), marks_(marks) {}
 
   // Both require that the arena is mapped.
-  layout::BlockTable& Of(ArenaIndex arena) const {
-    return *reinterpret_cast<layout::BlockTable*>(first_ +
-                                                  arena.value() * layout::kBlockTableBytes);
-  }
   layout::SharedWord& WordOf(GranuleId granule) const {
-    return layout::WordOf(Of(ArenaOf(granule)), granule);
+    return reinterpret_cast<layout::SharedWord*>(words_)[granule.value()];
+  }
+  layout::BlockMarks& MarksOf(ArenaIndex arena) const {
+    return *reinterpret_cast<layout::BlockMarks*>(MarksAt(arena));
   }
 
+  // Where the two parts of an arena's table are mapped.
+  uintptr_t WordsAt(ArenaIndex arena) const { return words_ + arena.value() * kWordsBytes; }
+  uintptr_t MarksAt(ArenaIndex arena) const { return marks_ + arena.value() * kMarksBytes; }
+
  private:
-  uintptr_t first_;
+  uintptr_t words_ = 0;
+  uintptr_t marks_ = 0;
 };
 
 class AddressRange {
@@ -103,10 +112,10 @@ class AddressRange {
   // hint, which may fail.
   void Prefault(PoolOffset offset, uint64_t length);
 
-  BlockTables tables() const { return BlockTables(tables_); }
-  // Requires IsMapped(arena).
-  layout::BlockTable& TableOf(ArenaIndex arena) const { return tables().Of(arena); }
-  layout::SharedWord& WordOf(GranuleId granule) const { return tables().WordOf(granule); }
+  const BlockTables& tables() const { return tables_; }
+  // Both require that the arena is mapped.
+  layout::BlockMarks& MarksOf(ArenaIndex arena) const { return tables_.MarksOf(arena); }
+  layout::SharedWord& WordOf(GranuleId granule) const { return tables_.WordOf(granule); }
 
  private:
   AddressRange(uint32_t arenas, bool writable, SpanSource* source);
@@ -120,8 +129,9 @@ class AddressRange {
   void* reservation_ = nullptr;  // data, before it is aligned to an arena
   size_t reservation_bytes_ = 0;
   uintptr_t base_ = 0;
-  uintptr_t tables_ = 0;
+  void* tables_reservation_ = nullptr;
   size_t tables_bytes_ = 0;
+  BlockTables tables_;
 
   // One bit per arena; written under mu_.
   const std::unique_ptr<std::atomic<uint64_t>[]> mapped_;

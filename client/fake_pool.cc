@@ -25,7 +25,7 @@ class FakePool::States : public BlockStates {
     if (span.block_bytes < kGranuleBytes) return 0;
     for (uint64_t i = 0; i < span.pages.value(); ++i) {
       const PageId page = span.first_page + PageCount(i);
-      layout::TakeHint(pool_->TableOf(ArenaOf(page)), page);
+      layout::TakeHint(pool_->TableOf(ArenaOf(page)).marks, page);
     }
     uint32_t count = 0;
     for (uint32_t i = 0; i < span.blocks; ++i) {

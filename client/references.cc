@@ -55,6 +55,10 @@ absl::Status WrittenOver(GranuleId granule, BlockWord word, const char* what) {
                    what, ": some process of the pool wrote over the block table; drop the buffer"));
 }
 
+absl::Status NotPrivate(GranuleId granule, BlockWord word) {
+  return WrittenOver(granule, word, "is not private although this process owns it");
+}
+
 }  // namespace
 
 References::References(uint32_t incarnation, layout::SessionSegment* segment,
@@ -74,18 +78,6 @@ absl::Status References::NoSlot() {
       "this process holds as many references to shared blocks as there can be; drop Buffers first");
 }
 
-bool References::GiveUpSharing(SlotStocks::Stock& mine, uint32_t slot) {
-  layout::FreeSlot(SlotAt(slot));
-  slots_.Give(mine, slot);
-  return false;
-}
-
-absl::Status References::NotPrivate(SlotStocks::Stock& mine, uint32_t slot, GranuleId granule,
-                                    BlockWord word) {
-  (void)GiveUpSharing(mine, slot);
-  return WrittenOver(granule, word, "is not private although this process owns it");
-}
-
 uint32_t References::slots_in_use() {
   uint32_t in_use = 0;
   const uint32_t end = slots_.slots_used();
@@ -96,19 +88,17 @@ uint32_t References::slots_in_use() {
 }
 
 absl::Status References::Share(PoolOffset offset, uint64_t length, Held* held, HandleBits* handle) {
+  const GranuleId granule = GranuleOf(offset);
+  const BlockWord word(tables_.WordOf(granule).load(std::memory_order_acquire));
+  if (!word.is_private()) return NotPrivate(granule, word);
   SlotStocks::Stock& mine = slots_.Mine();
   const uint32_t slot = slots_.Take(mine);
   if (slot == SlotStocks::kNoSlot) return NoSlot();
-  const GranuleId granule = GranuleOf(offset);
-  BlockWord word(tables_.WordOf(granule).load(std::memory_order_acquire));
-  while (word.is_private()) {
-    if (!ShareAs(slot, offset, length, &word)) continue;
-    mine.CountShare();
-    *handle = HandleOf(offset, length, word);
-    *held = Held(slot, /*owned=*/true);
-    return absl::OkStatus();
-  }
-  return NotPrivate(mine, slot, granule, word);
+  ShareAs(slot, offset, length, word);
+  mine.CountShare();
+  *handle = HandleOf(offset, length, word);
+  *held = Held(slot, /*owned=*/true);
+  return absl::OkStatus();
 }
 
 absl::StatusOr<References::Opened> References::OpenSlot(PoolOffset offset, uint64_t generation) {
@@ -161,7 +151,7 @@ bool References::Take(const Opened& opened) {
 absl::StatusOr<uint64_t> References::CheckedLength(const HandleBits& handle) {
   uint64_t length = handle.length;
   if (length == 0) {
-    length = layout::LengthOf(tables_.Of(ArenaOf(handle.granule)), PageOf(handle.granule))
+    length = layout::LengthOf(tables_.MarksOf(ArenaOf(handle.granule)), PageOf(handle.granule))
                  .load(std::memory_order_acquire);
   }
   if (length == 0 || !range_->Covers(handle.offset(), length)) {
@@ -250,7 +240,7 @@ References::Dropped References::AfterRelease(ReleaseResult released, Held held, 
     return Dropped::kNothing;
   }
   if (released == ReleaseResult::kFreed && !held.owned()) {
-    layout::SetHint(tables_.Of(ArenaOf(offset)), PageOf(offset));
+    layout::SetHint(tables_.MarksOf(ArenaOf(offset)), PageOf(offset));
   }
   // Before the block is reused, so that the slot cannot be taken for its next life.
   layout::FreeSlot(SlotAt(held.slot()));
@@ -305,23 +295,18 @@ absl::Status References::Send(Held held, PoolOffset offset) {
 absl::Status References::SendPrivate(PoolOffset offset, uint64_t length) {
   const GranuleId granule = GranuleOf(offset);
   layout::SharedWord& shared = tables_.WordOf(granule);
+  const BlockWord word(shared.load(std::memory_order_acquire));
+  if (!word.is_private()) return NotPrivate(granule, word);
   SlotStocks::Stock& mine = slots_.Mine();
   const uint32_t slot = slots_.Take(mine);
   if (slot == SlotStocks::kNoSlot) return NoSlot();
   StoreLength(offset, length);
-  uint64_t bits = shared.load(std::memory_order_acquire);
-  for (;;) {
-    const BlockWord word(bits);
-    if (!word.is_private()) return NotPrivate(mine, slot, granule, word);
-    SPANPOOL_STEP("send.10a");
-    SlotAt(slot).store(Slot::Transit(granule, word.next_send_number()).bits(),
-                       std::memory_order_release);
-    SPANPOOL_STEP("send.10b");
-    if (shared.compare_exchange_weak(bits, word.Shared().Sent().bits(), std::memory_order_acq_rel,
-                                     std::memory_order_acquire)) {
-      break;
-    }
-  }
+  SPANPOOL_STEP("send.10a");
+  SlotAt(slot).store(Slot::Transit(granule, word.next_send_number()).bits(),
+                     std::memory_order_release);
+  SPANPOOL_STEP("send.10b");
+  // As in ShareAs.
+  shared.store(word.Shared().Sent().bits(), std::memory_order_release);
   mine.CountSend();
   EnlistTransit({.slot = slot, .offset = offset, .owned = true});
   return absl::OkStatus();

@@ -234,9 +234,6 @@ class References {
 
   layout::SharedSlot& SlotAt(uint32_t slot) { return slot_words_[slot]; }
   static absl::Status NoSlot();
-  // `slot`, which was to share the block, is given back; says why.
-  absl::Status NotPrivate(SlotStocks::Stock& mine, uint32_t slot, GranuleId granule,
-                          layout::BlockWord word);
 
   layout::HandleBits HandleOf(PoolOffset offset, uint64_t length, layout::BlockWord word) const {
     layout::HandleBits handle;
@@ -251,7 +248,7 @@ class References {
   void StoreLength(PoolOffset offset, uint64_t length) {
     if (length <= layout::kMaxHandleLength) return;
     SPANPOOL_STEP("share.length");
-    layout::LengthOf(tables_.Of(ArenaOf(offset)), PageOf(offset))
+    layout::LengthOf(tables_.MarksOf(ArenaOf(offset)), PageOf(offset))
         .store(length, std::memory_order_release);
   }
   bool IsPossible(const layout::HandleBits& handle) const {
@@ -262,10 +259,8 @@ class References {
   // Of one that is not possible.
   absl::Status WhyImpossible(const layout::HandleBits& handle) const;
   absl::StatusOr<uint64_t> CheckedLength(const layout::HandleBits& handle);
-  // Rule 1, of a word that was `*word`, private. False: it is not, but `*word`.
-  bool ShareAs(uint32_t slot, PoolOffset offset, uint64_t length, layout::BlockWord* word);
-  // Gives back a slot that is HELD and not counted; false.
-  ABSL_ATTRIBUTE_NOINLINE bool GiveUpSharing(SlotStocks::Stock& mine, uint32_t slot);
+  // Rule 1, of a block whose word is `word`, private.
+  void ShareAs(uint32_t slot, PoolOffset offset, uint64_t length, layout::BlockWord word);
   // Rule 2. Waits a little while the word is frozen.
   absl::StatusOr<Opened> OpenSlot(PoolOffset offset, uint64_t generation);
   Dropped AfterRelease(layout::ReleaseResult released, Held held, PoolOffset offset);
@@ -303,9 +298,9 @@ class References {
 // Inline: what a hand-over consists of. Nothing here calls anything but in branches that are hardly
 // ever taken.
 
-ABSL_ATTRIBUTE_ALWAYS_INLINE inline bool References::ShareAs(uint32_t slot, PoolOffset offset,
+ABSL_ATTRIBUTE_ALWAYS_INLINE inline void References::ShareAs(uint32_t slot, PoolOffset offset,
                                                              uint64_t length,
-                                                             layout::BlockWord* word) {
+                                                             layout::BlockWord word) {
   const GranuleId granule = GranuleOf(offset);
   StoreLength(offset, length);
   // If this process dies before the word is changed, refs 0 proves the slot uncounted.
@@ -313,21 +308,18 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline bool References::ShareAs(uint32_t slot, Pool
   SlotAt(slot).store(layout::Slot(layout::SlotState::kHeld, granule).bits(),
                      std::memory_order_release);
   SPANPOOL_STEP("share.1b");
-  uint64_t bits = word->bits();
-  // release: what was written to the block comes before; pairs with the acquire of openers.
-  const bool shared = tables_.WordOf(granule).compare_exchange_strong(
-      bits, word->Shared().bits(), std::memory_order_acq_rel, std::memory_order_acquire);
-  *word = layout::BlockWord(bits);
-  return ABSL_PREDICT_TRUE(shared);
+  // Nobody but its owner changes a private word. release: the slot, and what was written to the
+  // block, come before; pairs with the acquire of openers and of a recount.
+  tables_.WordOf(granule).store(word.Shared().bits(), std::memory_order_release);
 }
 
 ABSL_ATTRIBUTE_ALWAYS_INLINE inline bool References::TryShare(SlotStocks::Stock& mine,
                                                               PoolOffset offset, uint64_t length,
                                                               Held* held, Handle* handle) {
-  layout::BlockWord word(tables_.WordOf(GranuleOf(offset)).load(std::memory_order_acquire));
+  const layout::BlockWord word(tables_.WordOf(GranuleOf(offset)).load(std::memory_order_acquire));
   if (ABSL_PREDICT_FALSE(any_waiting() || !mine.can_take() || !word.is_private())) return false;
   const uint32_t slot = SlotStocks::TakeAtHand(mine);
-  if (ABSL_PREDICT_FALSE(!ShareAs(slot, offset, length, &word))) return GiveUpSharing(mine, slot);
+  ShareAs(slot, offset, length, word);
   mine.CountShare();
   const layout::HandleBits bits = HandleOf(offset, length, word);
   *handle = Handle{{bits.low(), bits.high()}};

@@ -299,16 +299,15 @@ void SessionCache::LetGo(PoolOffset offset) {
   NoteUse();
   // The last reference may have gone before the block was marked; its hint may be spent already.
   const GranuleId granule = GranuleOf(offset);
-  layout::BlockTable& table = range_->TableOf(ArenaOf(granule));
-  const layout::BlockWord word(layout::WordOf(table, granule).load(std::memory_order_acquire));
-  if (word.freed()) layout::SetHint(table, PageOf(granule));
+  const layout::BlockWord word(range_->WordOf(granule).load(std::memory_order_acquire));
+  if (word.freed()) layout::SetHint(range_->MarksOf(ArenaOf(granule)), PageOf(granule));
 }
 
 uint32_t SessionCache::SweepSpanLocked(ClassCache& cache, ClientSpan* span, bool all) {
   bool look = all;
   for (uint64_t i = 0; i < span->pages.count.value(); ++i) {
     const PageId page = span->pages.first + PageCount(i);
-    look |= layout::TakeHint(range_->TableOf(ArenaOf(page)), page);
+    look |= layout::TakeHint(range_->MarksOf(ArenaOf(page)), page);
     // Only the page that a block starts in is hinted: for a large block, the first.
     if (span->span_class.large()) break;
   }
@@ -724,7 +723,7 @@ absl::Status SessionCache::Adopt(const SpanGrant& grant) {
       SetAwayLocked(cache, span, index);
       // Whoever swept the span before may have spent the hint.
       const PageId page = PageOf(span->OffsetOfBlock(index));
-      layout::SetHint(range_->TableOf(ArenaOf(page)), page);
+      layout::SetHint(range_->MarksOf(ArenaOf(page)), page);
     } else if (span->exact_step) {
       span->free[index / 64] |= uint64_t{1} << (index % 64);
       ++span->available;

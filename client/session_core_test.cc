@@ -1610,7 +1610,7 @@ TEST_F(SharingTest, LiesInTheTableAreErrorsAndHarmNothing) {
   const Handle handle = *large.Share();
   const HandleBits bits = Bits(handle);
   layout::BlockTable& table = pool_.TableOf(ArenaOf(bits.granule));
-  layout::SharedWord& length = layout::LengthOf(table, PageOf(bits.granule));
+  layout::SharedWord& length = layout::LengthOf(table.marks, PageOf(bits.granule));
   for (uint64_t lie : {uint64_t{0}, UINT64_MAX, uint64_t{1} << 43}) {
     length.store(lie);
     EXPECT_EQ(b_->Open(handle).status().code(), absl::StatusCode::kDataLoss);

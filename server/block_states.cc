@@ -22,7 +22,7 @@ uint32_t TableBlockStates::Sweep(const Span& span, absl::Span<uint64_t> in_use) 
   for (uint64_t i = 0; i < pages; ++i) {
     // Before the words are looked at: a block freed after that sets the hint again.
     const PageId page = span.first_page + PageCount(i);
-    layout::TakeHint(*arenas_->TableOf(ArenaOf(page)), page);
+    layout::TakeHint(arenas_->TableOf(ArenaOf(page))->marks, page);
   }
   uint32_t count = 0;
   for (uint32_t block = 0; block < span.blocks; ++block) {

@@ -47,7 +47,7 @@ absl::Status PoolArenas::Create(ArenaIndex index) {
         absl::StrCat("arena ", index.value(), " is beyond the pool's ", arenas_.size(), " arenas"));
   }
   AnnounceLongStep();
-  constexpr uint64_t kTail = offsetof(layout::BlockTable, lengths);
+  constexpr uint64_t kTail = offsetof(layout::BlockTable, marks);
   if (absl::Status status = CheckMemory(layout::kBlockTableBytes - kTail); !status.ok()) {
     return status;
   }

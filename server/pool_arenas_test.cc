@@ -140,14 +140,14 @@ TEST(TableBlockStates, SweepingSetsWhatIsInUseAndCollectsWhatWasFreed) {
   word(1) = layout::BlockWord().Shared().bits();
   word(70) = layout::BlockWord().Shared().Acquired().bits();
   word(2) = layout::BlockWord().Shared().Released().bits();
-  layout::SetHint(*arenas.TableOf(ArenaIndex(0)), PageId(0));
+  layout::SetHint(arenas.TableOf(ArenaIndex(0))->marks, PageId(0));
   std::array<uint64_t, kMaxBlocksPerSpan / 64> in_use{};
   EXPECT_EQ(TableBlockStates(&arenas, &quarantine).Sweep(span, absl::MakeSpan(in_use)), 2u);
   EXPECT_EQ(in_use[0], uint64_t{1} << 1);
   EXPECT_EQ(in_use[1], uint64_t{1} << (70 - 64));
   EXPECT_TRUE(layout::BlockWord(word(2)).is_private());
   EXPECT_EQ(layout::BlockWord(word(2)).generation(), 1u);
-  EXPECT_FALSE(layout::TakeHint(*arenas.TableOf(ArenaIndex(0)), PageId(0)));
+  EXPECT_FALSE(layout::TakeHint(arenas.TableOf(ArenaIndex(0))->marks, PageId(0)));
   // Nothing of it is free in quarantine, whatever the words say.
   EXPECT_TRUE(quarantine.Add(GranuleOfBlock(span, 50)));
   EXPECT_FALSE(quarantine.Add(GranuleOfBlock(span, 50)));

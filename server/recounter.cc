@@ -158,7 +158,7 @@ void Recounter::Thaw(Word* word) {
                                             std::memory_order_acq_rel, std::memory_order_acquire)) {
       if (count == 0) {
         const PageId page = PageOf(word->granule);
-        layout::SetHint(*options_.arenas->TableOf(ArenaOf(page)), page);
+        layout::SetHint(options_.arenas->TableOf(ArenaOf(page))->marks, page);
       }
       return;
     }

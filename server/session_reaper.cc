@@ -113,7 +113,7 @@ bool SessionReaper::ReapSlot(Session& session, uint32_t index, Found found) {
     if (now.refs() != 0) return false;
     // The process may have set FREED and died before it set the hint.
     const PageId page = PageOf(slot.granule());
-    if (now.freed()) layout::SetHint(*options_.arenas->TableOf(ArenaOf(page)), page);
+    if (now.freed()) layout::SetHint(options_.arenas->TableOf(ArenaOf(page))->marks, page);
     layout::FreeSlot(shared);
     return true;
   }
@@ -157,7 +157,7 @@ void SessionReaper::DropReference(layout::SharedSlot& slot, layout::SharedWord& 
                                    std::memory_order_acquire)) {
       if (current.refs() == 1) {
         const PageId page = PageOf(granule);
-        layout::SetHint(*options_.arenas->TableOf(ArenaOf(page)), page);
+        layout::SetHint(options_.arenas->TableOf(ArenaOf(page))->marks, page);
       }
       break;
     }

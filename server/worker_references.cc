@@ -102,7 +102,7 @@ bool WorkerReferences::TryRelease(uint32_t index) {
   if (released == ReleaseResult::kFrozen) return false;
   if (released == ReleaseResult::kFreed) {
     const PageId page = PageOf(granule);
-    layout::SetHint(*arenas_->TableOf(ArenaOf(page)), page);
+    layout::SetHint(arenas_->TableOf(ArenaOf(page))->marks, page);
     took_last_.store(true, std::memory_order_relaxed);
   }
   layout::FreeSlot(slot);

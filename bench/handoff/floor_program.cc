@@ -98,7 +98,12 @@ class FloorSender final : public FloorSide {
         }
       }
       WriteEnds(BlockAt(place), bytes_, number);
-      if constexpr (kWords) Change<&BlockWord::Shared>(WordAt(place));
+      if constexpr (kWords) {
+        // Nobody else changes a private word.
+        Word& word = WordAt(place);
+        const BlockWord last(word.load(std::memory_order_relaxed));
+        word.store(last.Shared().bits(), std::memory_order_release);
+      }
       ring.Push({.place = place, .number = number});
     }
   }

@@ -24,15 +24,18 @@ namespace spanpool::layout {
 using SharedWord = std::atomic<uint64_t>;
 static_assert(SharedWord::is_always_lock_free && sizeof(SharedWord) == 8);
 
-struct BlockTable {
-  SharedWord words[kGranulesPerArena];
+struct BlockMarks {
   SharedWord lengths[kPagesPerArena];
   SharedWord hints[kPagesPerArena / 64];
 };
+struct BlockTable {
+  SharedWord words[kGranulesPerArena];
+  BlockMarks marks;
+};
 
 static_assert(std::is_standard_layout_v<BlockTable>);
-static_assert(offsetof(BlockTable, lengths) == 8 << 20);
-static_assert(offsetof(BlockTable, hints) == (8 << 20) + (64 << 10));
+static_assert(offsetof(BlockTable, marks) == 8 << 20);
+static_assert(offsetof(BlockMarks, hints) == 64 << 10);
 static_assert(sizeof(BlockTable) == (8 << 20) + (65 << 10));
 
 // The size of the memfd: whole 4 KiB pages.
@@ -52,12 +55,12 @@ inline void PrefetchForChange(const SharedWord& word) {
 inline SharedWord& WordOf(BlockTable& table, GranuleId granule) {
   return table.words[granule.value() % kGranulesPerArena];
 }
-inline SharedWord& LengthOf(BlockTable& table, PageId page) {
-  return table.lengths[page.value() % kPagesPerArena];
+inline SharedWord& LengthOf(BlockMarks& marks, PageId page) {
+  return marks.lengths[page.value() % kPagesPerArena];
 }
-inline void SetHint(BlockTable& table, PageId page) {
+inline void SetHint(BlockMarks& marks, PageId page) {
   const uint64_t bit = uint64_t{1} << (page.value() % 64);
-  SharedWord& word = table.hints[page.value() % kPagesPerArena / 64];
+  SharedWord& word = marks.hints[page.value() % kPagesPerArena / 64];
   // The common case is that the page is marked already; a plain look keeps the line shared.
   if ((word.load(std::memory_order_relaxed) & bit) == 0) {
     SPANPOOL_STEP("hint.set");
@@ -65,9 +68,9 @@ inline void SetHint(BlockTable& table, PageId page) {
   }
 }
 // Whether the page was marked; clears the mark.
-inline bool TakeHint(BlockTable& table, PageId page) {
+inline bool TakeHint(BlockMarks& marks, PageId page) {
   const uint64_t bit = uint64_t{1} << (page.value() % 64);
-  SharedWord& word = table.hints[page.value() % kPagesPerArena / 64];
+  SharedWord& word = marks.hints[page.value() % kPagesPerArena / 64];
   if ((word.load(std::memory_order_relaxed) & bit) == 0) return false;
   SPANPOOL_STEP("hint.take");
   return (word.fetch_and(~bit, std::memory_order_acquire) & bit) != 0;

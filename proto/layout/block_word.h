@@ -2,7 +2,8 @@
 //
 // The block table has one word per 64-byte granule; a block is named by its first granule. Many
 // processes write the word, so every change is a compare-and-swap of the whole of it, from a value
-// that was looked at to one of the transitions below (tests/model/README.md has the rules).
+// that was looked at to one of the transitions below (tests/model/README.md has the rules). Only
+// from private to shared a store will do: nobody else changes a private word.
 //
 //    63 FROZEN │ 62 FREED │ 61 SENT │ 60..58 number │ 57..54 era │ 53..40 refs │ 39..0 generation
 //

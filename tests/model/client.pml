@@ -43,7 +43,8 @@ byte handle_epoch[BLOCKS];  // when the newest handle was made
 #define SHARING HELD
 #endif
 inline Share(s, b) {
-  //     CHECK(w.is_private()); word.compare_exchange(w, w.Shared()); now the handle may leave
+  //     CHECK(w.is_private()); word.store(w.Shared(), release); now the handle may leave. All other
+  //     changes are of words that have references or a flag, so that the load and the store are one step.
   STEP(1b, assert(IS_PRIVATE(word[b])); word[b] = WORD_OF_SHARE(word[b]); out[b] = true; CHECK(b); handle[b] = GENERATION(word[b]) + 1; ON_SHARED(b));
 #if defined(SHARE_VIA_ACQUIRING) || defined(SHARE_WORD_FIRST)
   STEP(late_slot, slot[s] = SLOT(HELD, b); CHECK(b));

@@ -465,10 +465,10 @@ class Scribbler {
     for (int i = 0; i < writes; ++i) {
       switch (random_() % 8) {
         case 0:
-          table.lengths[random_() % kPagesPerArena] = random_();
+          table.marks.lengths[random_() % kPagesPerArena] = random_();
           break;
         case 1:
-          table.hints[random_() % (kPagesPerArena / 64)] = random_();
+          table.marks.hints[random_() % (kPagesPerArena / 64)] = random_();
           break;
         case 2:
           layout::WordOf(table, GranuleId(Granule())) = random_();

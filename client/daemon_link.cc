@@ -121,12 +121,14 @@ class DaemonLink final : public SpanSource {
 
   std::optional<RecallRequest> TakeRecall() override {
     Lifeline::Notices notices = lifeline_.TakeNotices();
-    if (notices.resumed) resumed_.store(true, std::memory_order_relaxed);
+    if (notices.resumed) exchange_due_.store(true, std::memory_order_relaxed);
     if (lifeline_.ended()) reconnection_.WakeAll();
     return notices.recall;
   }
   void AnswerRecall(const RecallRequest& recall) override { lifeline_.AnswerRecall(recall.number); }
-  bool TakeResumed() override { return resumed_.exchange(false, std::memory_order_relaxed); }
+  bool TakeExchangeDue() override {
+    return exchange_due_.exchange(false, std::memory_order_relaxed);
+  }
 
   std::vector<GrantSequence> TakeUnknown() override {
     // acquire: pairs with the release in Enter.
@@ -242,13 +244,14 @@ class DaemonLink final : public SpanSource {
           to_return_.push_back(grant.sequence());
         }
       }
-      if (answer.unknown_size() == 0) return;
       for (const uint64_t sequence : answer.unknown()) {
         if (held_.erase(sequence) != 0) unknown_.push_back(GrantSequence(sequence));
       }
     }
-    has_unknown_.store(true, std::memory_order_release);
-    wake_();
+    const bool late = !awaited && answer.grants_size() != 0;
+    if (late) exchange_due_.store(true, std::memory_order_relaxed);
+    if (answer.unknown_size() != 0) has_unknown_.store(true, std::memory_order_release);
+    if (late || answer.unknown_size() != 0) wake_();
   }
 
   std::shared_ptr<RpcConnection> Connection() ABSL_LOCKS_EXCLUDED(mu_) {
@@ -270,7 +273,7 @@ class DaemonLink final : public SpanSource {
 
   Lifeline lifeline_;
   Reconnection reconnection_;
-  std::atomic<bool> resumed_{false};
+  std::atomic<bool> exchange_due_{false};
   std::atomic<bool> has_unknown_{false};
 
   // Locked inside a stream's lock; outlives the stream.

@@ -4,7 +4,7 @@
 // with the first exchange.
 //
 // When a thread's patience ends before the daemon answers, the answer may still come: the spans it
-// grants are nobody's then, and go back with the next message.
+// grants are nobody's then, and go back with the next message, which is due.
 //
 // When a stream ends, though the lifeline stands, the daemon is being restarted, or only a
 // connection broke: nobody knows what became of the requests without an answer. The next stream

@@ -133,7 +133,7 @@ class FakePool::Source : public SpanSource {
   DaemonState state() override {
     return pool_->down_.load() ? DaemonState::kOffline : DaemonState::kConnected;
   }
-  bool TakeResumed() override {
+  bool TakeExchangeDue() override {
     absl::MutexLock lock(&pool_->mu_);
     return std::exchange(resumed_, false);
   }

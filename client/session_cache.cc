@@ -543,7 +543,7 @@ std::vector<CacheClass> SessionCache::TakeLowClasses() {
   return std::exchange(low_classes_, {});
 }
 
-void SessionCache::Resume() { ExchangeNow({}).status().IgnoreError(); }
+void SessionCache::ExchangeDue() { ExchangeNow({}).status().IgnoreError(); }
 
 void SessionCache::KeepHouse() {
   if (offline_.load(std::memory_order_relaxed)) return;

@@ -119,8 +119,9 @@ class SessionCache {
   // False: no such span is left.
   bool GiveBackHalf();
 
-  // Tells the daemon, which is back, what is on loan, and goes on with what waited for it.
-  void Resume();
+  // The exchange that the source says is due. If the daemon is back from being away, goes on with
+  // what waited for that.
+  void ExchangeDue();
 
   // Disowns the spans that the daemon said it does not know of. Blocks of them in threads' stacks
   // are handed out until those are drained. Returns how many spans were disowned, ever.

@@ -391,7 +391,7 @@ void SessionCore::GiveBack(uint64_t bytes) {
 absl::Time SessionCore::KeepHouse(absl::Time now) {
   const absl::Time settle_at = Settle(now);
   const std::optional<RecallRequest> recall = source_->TakeRecall();
-  if (source_->TakeResumed()) cache_->Resume();
+  if (source_->TakeExchangeDue()) cache_->ExchangeDue();
   if (const uint64_t disowned = cache_->DisownUnknown(); disowned != disowned_seen_) {
     disowned_seen_ = disowned;
     threads_->DrainOthers();

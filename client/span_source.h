@@ -85,9 +85,10 @@ class SpanSource {
 
   // How things stand, as far as can be seen without waiting.
   virtual DaemonState state() { return DaemonState::kConnected; }
-  // Whether the daemon has said, since the last call, that it is back after it was away. Then an
-  // exchange, even of nothing, has it know what is on loan.
-  virtual bool TakeResumed() { return false; }
+  // Whether an exchange, even of nothing, has become due since the last call: the daemon has said
+  // that it is back, and is to know what is on loan; or grants came when nobody waited for them any
+  // more, and go back.
+  virtual bool TakeExchangeDue() { return false; }
   // Grants that the daemon does not know of, since the last call: lost with its memory, and perhaps
   // lent to others. Nothing of them may be handed out any more.
   virtual std::vector<GrantSequence> TakeUnknown() { return {}; }

@@ -48,6 +48,11 @@ class OfflineTest : public ::testing::Test {
   ~OfflineTest() override { std::filesystem::remove_all(directory_); }
 
   void Attach(Actor& client) { client.Must("attach " + directory_); }
+  // Returns when none of its threads runs any more, which is some time after the signal.
+  void StopDaemon() {
+    daemon_.process().Signal(SIGSTOP);
+    ASSERT_TRUE(daemon_.process().StopsBeforeLine());
+  }
   // Daemon and client eventually agree about what is on loan.
   void ExpectAgreement(Actor& client) {
     EXPECT_TRUE(daemon_.Eventually([&](const v1::PoolStatus& status) {
@@ -110,7 +115,8 @@ TEST_F(OfflineTest, ALostAnswersGrantsGoBackAndTheWishIsAskedAgain) {
   for (int round = 0; round < 10; ++round) {
     relay_->SwallowAnswers();
     const uint64_t before = daemon_.PoolStatus().grants_total();
-    client.Begin(absl::StrCat("allocate b", round, " 3000000"));
+    // A length of its own, so that nothing idle will do.
+    client.Begin(absl::StrCat("allocate b", round, " ", 3000000 * (round + 1)));
     // It was granted; nobody will know.
     ASSERT_TRUE(daemon_.Eventually(
         [&](const v1::PoolStatus& status) { return status.grants_total() > before; }));
@@ -128,9 +134,10 @@ TEST_F(OfflineTest, StreamsCutAtAnyMomentUnderLoadLoseNothing) {
   Actor two;
   for (Actor* client : {&one, &two}) {
     Attach(*client);
-    client->Must("busy 2");
+    client->Must("busy 2 large");
   }
-  for (int round = 0; round < 100; ++round) {
+  for (int round = 0; round < 100 || daemon_.PoolStatus().exchange_messages_total() < 500;
+       ++round) {
     if (round % 3 == 0) relay_->SwallowAnswers();
     poll(nullptr, 0, round % 7);  // so that it is another moment each time
     relay_->Cut();
@@ -181,7 +188,7 @@ TEST_F(OfflineTest, ADaemonThatIsStoppedIsWaitedForAndItsLateGrantsGoBack) {
   Actor client;
   Attach(client);
   client.Must("allocate a 1000");
-  daemon_.process().Signal(SIGSTOP);
+  StopDaemon();
   const absl::Status status = client.Do("allocate b 5000000").status();
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
   EXPECT_TRUE(absl::StrContains(status.message(), "does not answer")) << status;
@@ -190,7 +197,7 @@ TEST_F(OfflineTest, ADaemonThatIsStoppedIsWaitedForAndItsLateGrantsGoBack) {
   client.Must("allocate b 5000000");
   ExpectAgreement(client);
   // A deadline of the caller's own, longer than what one message may take.
-  daemon_.process().Signal(SIGSTOP);
+  StopDaemon();
   client.Begin("allocate d 5000000 64 60000");
   poll(nullptr, 0, 6000);
   daemon_.process().Signal(SIGCONT);

@@ -2,11 +2,14 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "allocator/check.h"
+#include "allocator/metadata_source.h"
 
 // Newer than the C library's headers.
 #ifndef MADV_POPULATE_WRITE
@@ -65,6 +68,22 @@ absl::Status AnonymousArenaSource::Discard(PageRange pages) {
     return absl::InternalError(absl::StrCat("discarding: ", strerror(errno)));
   }
   return absl::OkStatus();
+}
+
+absl::StatusOr<PageRanges> AnonymousArenaSource::FindBacked(PageRange pages) {
+  constexpr size_t kPerPage = kPageBytes / kOsPageBytes;
+  std::vector<unsigned char> resident(pages.count.value() * kPerPage);
+  if (mincore(At(OffsetOf(pages.first)), Bytes(pages.count), resident.data()) != 0) {
+    return absl::InternalError(absl::StrCat("mincore: ", strerror(errno)));
+  }
+  PageRanges backed;
+  for (size_t i = 0; i < pages.count.value(); ++i) {
+    const unsigned char* const page = &resident[i * kPerPage];
+    if (std::all_of(page, page + kPerPage, [](unsigned char c) { return (c & 1) != 0; })) {
+      Append(&backed, {pages.first + PageCount(i), PageCount(1)});
+    }
+  }
+  return backed;
 }
 
 }  // namespace spanpool

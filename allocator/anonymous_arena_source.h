@@ -14,8 +14,10 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "allocator/arena_source.h"
 #include "allocator/lock_rank.h"
+#include "allocator/page_ranges.h"
 #include "allocator/units.h"
 
 namespace spanpool {
@@ -32,6 +34,8 @@ class AnonymousArenaSource : public ArenaSource {
   absl::Status Create(ArenaIndex arena) override;
   absl::Status Populate(PageRange pages) override;
   absl::Status Discard(PageRange pages) override;
+  // Not those that are swapped out.
+  absl::StatusOr<PageRanges> FindBacked(PageRange pages) override;
 
   // The address of `offset`; readable and writable where it was populated.
   std::byte* At(PoolOffset offset) const { return base_ + offset.value(); }

@@ -36,5 +36,17 @@ TEST(AnonymousArenaSource, ArenasAreCreatedOnceAndOnlyWithinTheReservedRange) {
   EXPECT_EQ(source.Create(ArenaIndex(2)).code(), absl::StatusCode::kResourceExhausted);
 }
 
+TEST(AnonymousArenaSource, WhatIsBackedIsFound) {
+  AnonymousArenaSource source(2);
+  for (const uint32_t arena : {0, 1}) ASSERT_TRUE(source.Create(ArenaIndex(arena)).ok());
+  const PageRange all{PageId(0), PageCount(2 * kPagesPerArena)};
+  EXPECT_EQ(*source.FindBacked(all), PageRanges());
+  const PageId border(kPagesPerArena);
+  ASSERT_TRUE(source.Populate({border - PageCount(3), PageCount(9)}).ok());
+  ASSERT_TRUE(source.Discard({border + PageCount(1), PageCount(2)}).ok());
+  EXPECT_EQ(*source.FindBacked(all), (PageRanges{{border - PageCount(3), PageCount(4)},
+                                                 {border + PageCount(3), PageCount(3)}}));
+}
+
 }  // namespace
 }  // namespace spanpool

@@ -12,6 +12,8 @@
 #define SPANPOOL_ALLOCATOR_ARENA_SOURCE_H_
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "allocator/page_ranges.h"
 #include "allocator/units.h"
 
 namespace spanpool {
@@ -38,6 +40,12 @@ class ArenaSource {
 
   // Gives the memory of `pages` back to the system; they read as zeroes when populated again.
   virtual absl::Status Discard(PageRange pages) = 0;
+
+  // Those of `pages`, whole units in arenas that exist, that have memory behind all of them: whole
+  // units. The others may have memory as well, in part or all of them, for not every system tells;
+  // whoever must know populates or discards them. For a heap that takes over arenas
+  // (Heap::Restore). Unless overridden, none is known.
+  virtual absl::StatusOr<PageRanges> FindBacked(PageRange /*pages*/) { return PageRanges(); }
 };
 
 }  // namespace spanpool

@@ -74,9 +74,21 @@ bool CentralList::TakeBack(Span* span, std::vector<FreedBlock>* due) {
   const std::vector<FreedBlock> freed = SweepBlocks(span);
   due->insert(due->end(), freed.begin(), freed.end());
   if (span->blocks_in_use == 0) return true;
+  if (SpanJournal* const journal = heap_->journal(); journal != nullptr) journal->Listed(*span);
   RankedMutexLock lock(&mu_);
   ListLocked(span);
   return false;
+}
+
+void CentralList::Restore(Span* span) {
+  SPANPOOL_CHECK_EQ(span->sweep_generation.load(std::memory_order_relaxed), Span::kOnLoan);
+  SPANPOOL_CHECK_EQ(span->span_class, span_class_);
+  const absl::Span<uint64_t> bits(span->bits(), span->bitmap_words());
+  std::fill(bits.begin(), bits.end(), ~uint64_t{0});
+  if (span->blocks % 64 != 0) bits.back() = (uint64_t{1} << (span->blocks % 64)) - 1;
+  span->blocks_in_use = static_cast<uint16_t>(span->blocks);
+  RankedMutexLock lock(&mu_);
+  ListLocked(span);
 }
 
 void CentralList::BeginCycle() {

@@ -10,6 +10,9 @@
 // that a grant never costs a walk of the list: what that overlooks is at most one span in a
 // hundred.
 //
+// A span that comes back is in the journal, as listed or as freed, before anybody else can have it;
+// that is told without the lock, too.
+//
 // Sweeping asks `BlockStates` which blocks are in use; it may be slow, so it is done without the
 // lock, by whoever swapped the span's sweep generation (span.h).
 //
@@ -58,6 +61,10 @@ class alignas(ABSL_CACHELINE_SIZE) CentralList {
   // The same in two steps, for who frees many at once. True: no block is in use, and the span is
   // the caller's to free (PageHeap). What is to be reported when it is, is added to `due`.
   bool TakeBack(Span* span, std::vector<FreedBlock>* due);
+
+  // Lists a span on loan (CHECK) whose blocks nobody has looked at since the heap began: until it
+  // is swept all of them count as in use.
+  void Restore(Span* span);
 
   // The next cycle: the generation advances by 2. The unswept sets are empty (CHECK) and no span of
   // this list is being swept.

@@ -14,15 +14,17 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "allocator/arena_source.h"
 #include "allocator/lock_rank.h"
+#include "allocator/page_ranges.h"
 #include "allocator/units.h"
 
 namespace spanpool {
 
 class FaultyArenaSource : public ArenaSource {
  public:
-  enum class Call : uint8_t { kCreate, kPopulate, kDiscard };
+  enum class Call : uint8_t { kCreate, kPopulate, kDiscard, kFindBacked };
 
   // `real` may be null and outlives this object.
   explicit FaultyArenaSource(ArenaSource* real = nullptr) : real_(real) {}
@@ -58,6 +60,10 @@ class FaultyArenaSource : public ArenaSource {
     if (Fails(Call::kDiscard)) return absl::ResourceExhaustedError("no discarding, as ordered");
     return real_ == nullptr ? absl::OkStatus() : real_->Discard(pages);
   }
+  absl::StatusOr<PageRanges> FindBacked(PageRange pages) override {
+    if (Fails(Call::kFindBacked)) return absl::ResourceExhaustedError("no answer, as ordered");
+    return real_ == nullptr ? PageRanges() : real_->FindBacked(pages);
+  }
 
  private:
   struct Kind {
@@ -83,7 +89,7 @@ class FaultyArenaSource : public ArenaSource {
 
   ArenaSource* const real_;
   mutable RankedMutex mu_{LockRank::kArenaSource};
-  std::array<Kind, 3> kinds_ ABSL_GUARDED_BY(mu_);
+  std::array<Kind, 4> kinds_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace spanpool

@@ -23,7 +23,8 @@ class Heap::Impl {
   Impl(const HeapOptions& options, ArenaSource* source, BlockStates* states)
       : pages_({.limit_bytes = options.limit_bytes,
                 .reserve_bytes = options.reserve_bytes,
-                .max_arenas = options.max_arenas},
+                .max_arenas = options.max_arenas,
+                .journal = options.journal},
                source, options.metadata),
         specials_(&pages_.map(), options.metadata, options.listener),
         runs_(&pages_),
@@ -35,6 +36,23 @@ class Heap::Impl {
                                     &specials_);
     }
     sweeper_.emplace(&pages_, lists);
+  }
+
+  absl::StatusOr<std::vector<Span*>> Restore(absl::Span<const ArenaIndex> arenas,
+                                             absl::Span<const SpanState> spans) {
+    absl::StatusOr<std::vector<Span*>> records = pages_.Restore(arenas, spans);
+    if (!records.ok()) return records;
+    bool listed = false;
+    for (size_t i = 0; i < spans.size(); ++i) {
+      if (spans[i].place != SpanState::Place::kListed) continue;
+      ListOf(spans[i].span_class).Restore((*records)[i]);
+      (*records)[i] = nullptr;
+      listed = true;
+    }
+    // They are swept as all spans are, before anything of them is granted: by a cycle, which begins
+    // with them unswept.
+    if (listed) SPANPOOL_CHECK(sweeper_->BeginCycle());
+    return records;
   }
 
   absl::StatusOr<Span*> Grant(SpanClass span_class) {
@@ -187,6 +205,10 @@ Heap::Heap(const HeapOptions& options, ArenaSource* source, BlockStates* states)
     : impl_(std::make_unique<Impl>(WithDefaults(options), source, states)) {}
 Heap::~Heap() = default;
 
+absl::StatusOr<std::vector<Span*>> Heap::Restore(absl::Span<const ArenaIndex> arenas,
+                                                 absl::Span<const SpanState> spans) {
+  return impl_->Restore(arenas, spans);
+}
 absl::StatusOr<Span*> Heap::Grant(SpanClass span_class) { return impl_->Grant(span_class); }
 absl::StatusOr<Span*> Heap::GrantLarge(PageCount pages, bool scan, PageCount alignment) {
   return impl_->GrantLarge(pages, scan, alignment);

@@ -43,6 +43,8 @@ struct HeapOptions {
   // Is told of freed blocks that something was attached to (AddSpecial). May be null; outlives the
   // heap.
   FreedBlockListener* listener = nullptr;
+  // Is told what becomes of returned spans (span.h). May be null; outlives the heap.
+  SpanJournal* journal = nullptr;
   // Where the heap's records live; null = the system. Outlives the heap.
   MetadataSource* metadata = nullptr;
 };
@@ -68,6 +70,26 @@ class Heap {
   ~Heap();
   Heap(const Heap&) = delete;
   Heap& operator=(const Heap&) = delete;
+
+  // Makes the heap what another one over the same arenas was when it ended, however that was:
+  // `arenas` exist in the source, ascending; `spans`, ascending by first page, were on loan or
+  // listed. All other pages are free; memory behind them is kept where the source knows of it. Runs
+  // of the RunPool and specials are gone. Listed spans count all of their blocks as live until they
+  // are swept: a cycle is begun that does that.
+  // Returns the record of each of `spans` that is on loan, and null for the others. Of those
+  // records in_use() is empty and needs_zero set.
+  // Before anything else is done with the heap, by one thread. `states` is asked nothing yet, the
+  // journal told nothing. O(spans and arenas).
+  //   INVALID_ARGUMENT     arenas or spans that cannot be: out of order, one over another, in no
+  //                        arena, not as long as their class says. Says which and where
+  //   FAILED_PRECONDITION  the heap was used before, or its limit_bytes or max_arenas is less than
+  //                        there is
+  //   RESOURCE_EXHAUSTED   no memory for the records, or behind pages of a span that lost it
+  //   other                the source could not say what is backed
+  // After the first two nothing has changed; after the others the heap can only be destroyed, and
+  // no page of a span has been touched.
+  absl::StatusOr<std::vector<Span*>> Restore(absl::Span<const ArenaIndex> arenas,
+                                             absl::Span<const SpanState> spans);
 
   // Grants one span of a small span class (size class 1..67), its pages backed by memory; blocks
   // that live on elsewhere are set in span->in_use(). Prefers spans already in the central list.

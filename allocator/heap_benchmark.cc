@@ -4,12 +4,14 @@
 
 #include <benchmark/benchmark.h>
 
+#include <memory>
 #include <vector>
 
 #include "allocator/check.h"
 #include "allocator/faulty_arena_source.h"
 #include "allocator/heap.h"
 #include "allocator/lock_rank.h"
+#include "allocator/memfd_arena_source.h"
 #include "allocator/page_alloc.h"
 #include "allocator/page_cache.h"
 #include "allocator/size_classes.h"
@@ -69,6 +71,36 @@ void GrantReturn64(benchmark::State& state) {
   state.SetItemsProcessed(state.iterations() * 64);
 }
 BENCHMARK(GrantReturn64);
+
+// A heap of 1 GiB of one-page spans, half of them listed, made of what is known of them.
+void Restore(benchmark::State& state) {
+  constexpr uint32_t kArenas = 16;
+  constexpr uint64_t kSpans = kArenas * kPagesPerArena;
+  MemfdArenaSource source("benchmark", 0);
+  std::vector<ArenaIndex> arenas;
+  std::vector<SpanState> spans;
+  for (uint32_t i = 0; i < kArenas; ++i) {
+    arenas.emplace_back(i);
+    SPANPOOL_CHECK(source.Create(arenas.back()).ok());
+  }
+  SPANPOOL_CHECK(source.Populate({PageId(0), PageCount(kSpans)}).ok());
+  for (uint64_t page = 0; page < kSpans; ++page) {
+    spans.push_back({PageId(page), PageCount(1),
+                     SpanClass(SizeClassFor(static_cast<size_t>(state.range(0))), true),
+                     page % 2 == 0 ? SpanState::Place::kOnLoan : SpanState::Place::kListed});
+  }
+  for (auto _ : state) {
+    HeapOptions options;
+    options.limit_bytes = kArenas * kArenaBytes;
+    auto heap = std::make_unique<Heap>(options, &source, nullptr);
+    SPANPOOL_CHECK(heap->Restore(arenas, spans).ok());
+    state.PauseTiming();
+    SPANPOOL_CHECK(heap->stats().on_loan_bytes == kArenas * kArenaBytes / 2);
+    heap.reset();
+    state.ResumeTiming();
+  }
+}
+BENCHMARK(Restore)->Arg(8192)->Arg(64)->Arg(8)->Unit(benchmark::kMillisecond);
 
 void PageCached(benchmark::State& state) {
   PageAlloc pages;

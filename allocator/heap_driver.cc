@@ -1,6 +1,7 @@
 #include "allocator/heap_driver.h"
 
 #include <algorithm>
+#include <bit>
 #include <iterator>
 #include <optional>
 #include <utility>
@@ -13,11 +14,12 @@ namespace {
 
 constexpr uint64_t kLimitBytes = 2 * kArenaBytes;
 
-HeapOptions Options(FreedBlockListener* listener) {
+HeapOptions Options(FreedBlockListener* listener, SpanJournal* journal) {
   HeapOptions options;
   options.limit_bytes = kLimitBytes;
   options.reserve_bytes = 2 << 20;
   options.listener = listener;
+  options.journal = journal;
   return options;
 }
 
@@ -75,6 +77,35 @@ absl::Status HeapDriver::Memory::Discard(PageRange range) {
   return absl::OkStatus();
 }
 
+absl::StatusOr<PageRanges> HeapDriver::Memory::FindBacked(PageRange range) {
+  PageRanges found;
+  const uint64_t unit = unit_.value();
+  for (PageId page = range.first; page < range.end(); page = page + unit_) {
+    if (pages[page.value()] == kNone || (!tells && page.value() / unit % 2 == 0)) continue;
+    Append(&found, {page, unit_});
+  }
+  return found;
+}
+
+void HeapDriver::Journal::Listed(const Span& span) {
+  const auto it = spans.find(span.first_page);
+  if (it == spans.end() || it->second.place != SpanState::Place::kOnLoan) {
+    error = absl::StrCat("the span at page ", span.first_page.value(), " was listed unasked");
+    return;
+  }
+  it->second.place = SpanState::Place::kListed;
+}
+
+void HeapDriver::Journal::Freed(const Span& span) {
+  const auto it = spans.find(span.first_page);
+  if (it == spans.end() || it->second.pages != span.pages ||
+      it->second.span_class != span.span_class) {
+    error = absl::StrCat("the span at page ", span.first_page.value(), " was freed unasked");
+    return;
+  }
+  spans.erase(it);
+}
+
 // Pages were granted, all zero if `zero`; whoever has them writes to them.
 std::string HeapDriver::Write(PageRange range, bool zero) {
   for (PageId page = range.first; page < range.end(); ++page) {
@@ -92,7 +123,7 @@ HeapDriver::HeapDriver(PageCount unit)
     : memory_(unit,
               PageCount(unit == PageCount(1) ? UINT64_MAX / kPageBytes : kLimitBytes / kPageBytes)),
       source_(&memory_),
-      heap_(std::make_unique<Heap>(Options(&listener_), &source_, &states_)) {}
+      heap_(std::make_unique<Heap>(Options(&listener_, &journal_), &source_, &states_)) {}
 
 HeapDriver::~HeapDriver() {
   for (const PageRange& run : runs_) heap_->runs()->Free(run);
@@ -193,11 +224,12 @@ std::string HeapDriver::Step(uint8_t code, uint8_t a, uint8_t b, uint8_t c) {
       }
       return Reconcile();
     case 16: {
+      if (a % 8 == 7) return Restart(/*tells=*/c % 2 == 0);
       const absl::Status status = heap_->Replenish();
       return status.ok() || absl::IsResourceExhausted(status) ? "" : std::string(status.message());
     }
     case 17:
-      source_.FailCall(static_cast<FaultyArenaSource::Call>(a % 3), b % 4, 1 + c % 2);
+      source_.FailCall(static_cast<FaultyArenaSource::Call>(a % 4), b % 4, 1 + c % 2);
       return "";
     case 18: {
       // Watches a shared block, or stops doing so.
@@ -269,7 +301,12 @@ std::string HeapDriver::Granted(const absl::StatusOr<Span*>& granted) {
       return absl::StrCat("free block ", i, " was not found");
     }
   }
-  loans_.push_back({span, FreeSlots(span->in_use(), span->blocks), {}});
+  journal_.spans[span->first_page] = {span->first_page, span->pages, span->span_class,
+                                      SpanState::Place::kOnLoan};
+  Loan& loan = loans_.emplace_back();
+  loan.span = span;
+  loan.in_use.assign(span->in_use().begin(), span->in_use().end());
+  loan.slots = FreeSlots(loan.in_use, span->blocks);
   return Write(span->range(), !span->needs_zero);
 }
 
@@ -289,7 +326,9 @@ std::string HeapDriver::Refused(SpanClass span_class) {
 std::string HeapDriver::Carve(Loan& loan) {
   const std::optional<uint32_t> slot = loan.slots.Next();
   if (!slot.has_value()) {
-    if (loan.slots.taken() + static_cast<uint32_t>(loan.span->blocks_in_use) != loan.span->blocks) {
+    uint32_t in_use = 0;
+    for (const uint64_t word : loan.in_use) in_use += static_cast<uint32_t>(std::popcount(word));
+    if (loan.slots.taken() + in_use != loan.span->blocks) {
       return "a span did not offer all its free blocks";
     }
     return "";
@@ -359,7 +398,94 @@ std::string HeapDriver::CheckStats() {
     return absl::StrCat(Bytes(memory_.backed), " bytes have memory, and the statistics say ",
                         stats.reserved_bytes - stats.scavenged_bytes);
   }
+  if (std::string error = CheckJournal(); !error.empty()) return error;
   return memory_.error;
+}
+
+std::string HeapDriver::CheckJournal() const {
+  if (!journal_.error.empty()) return journal_.error;
+  if (journal_.spans.size() != loans_.size() + listed_.size()) {
+    return absl::StrCat("the journal has ", journal_.spans.size(), " spans instead of ",
+                        loans_.size(), " on loan and ", listed_.size(), " listed");
+  }
+  const auto is = [this](PageId page, PageCount pages, SpanClass span_class,
+                         SpanState::Place place) {
+    const auto it = journal_.spans.find(page);
+    return it != journal_.spans.end() && it->second.pages == pages &&
+           it->second.span_class == span_class && it->second.place == place;
+  };
+  for (const Loan& loan : loans_) {
+    if (!is(loan.span->first_page, loan.span->pages, loan.span->span_class,
+            SpanState::Place::kOnLoan)) {
+      return "a span on loan is in the journal otherwise";
+    }
+  }
+  for (const auto& [page, listed] : listed_) {
+    if (!is(page, listed.pages, listed.span_class, SpanState::Place::kListed)) {
+      return "a listed span is in the journal otherwise";
+    }
+  }
+  return "";
+}
+
+std::string HeapDriver::Restart(bool tells) {
+  // What the heap's owner has for himself ends with the heap.
+  for (const PageRange& run : runs_) {
+    live_.erase(OffsetOf(run.first).value());
+    heap_->runs()->Free(run);
+  }
+  runs_.clear();
+  listener_.watched.clear();
+
+  const HeapStats before = heap_->stats();
+  const bool exact = tells && !SourceHasFailed();
+  std::vector<SpanState> spans;
+  for (const auto& [page, span] : journal_.spans) spans.push_back(span);
+  std::vector<ArenaIndex> arenas;
+  for (uint32_t i = 0; i < memory_.pages.size() / kPagesPerArena; ++i) arenas.emplace_back(i);
+  std::map<PageId, size_t> loan_at;
+  for (size_t i = 0; i < loans_.size(); ++i) loan_at[loans_[i].span->first_page] = i;
+
+  memory_.tells = tells;
+  heap_ = std::make_unique<Heap>(Options(&listener_, &journal_), &source_, &states_);
+  absl::StatusOr<std::vector<Span*>> restored = heap_->Restore(arenas, spans);
+  if (absl::IsResourceExhausted(restored.status())) {
+    // As ordered. What exists is as it was.
+    StopFailing();
+    heap_ = std::make_unique<Heap>(Options(&listener_, &journal_), &source_, &states_);
+    restored = heap_->Restore(arenas, spans);
+  }
+  memory_.tells = true;
+  if (!restored.ok()) return absl::StrCat("not restored: ", restored.status().message());
+
+  heap_->CheckInvariants();
+  for (size_t i = 0; i < spans.size(); ++i) {
+    const SpanState& state = spans[i];
+    Span* const span = heap_->SpanOf(state.first_page);
+    if (span == nullptr || span->first_page != state.first_page || span->pages != state.pages ||
+        span->span_class != state.span_class) {
+      return absl::StrCat("the span at page ", state.first_page.value(), " is lost");
+    }
+    const bool on_loan = state.place == SpanState::Place::kOnLoan;
+    if ((*restored)[i] != (on_loan ? span : nullptr)) return "another record was returned";
+    if (on_loan) loans_[loan_at.at(state.first_page)].span = span;
+  }
+  const HeapStats after = heap_->stats();
+  const auto same = [&](uint64_t HeapStats::*field) { return before.*field == after.*field; };
+  if (!same(&HeapStats::reserved_bytes) || !same(&HeapStats::on_loan_bytes) ||
+      !same(&HeapStats::in_lists_bytes) || !same(&HeapStats::spans_on_loan) ||
+      !same(&HeapStats::spans_in_lists) ||
+      (exact && (!same(&HeapStats::free_bytes) || !same(&HeapStats::scavenged_bytes)))) {
+    return "the statistics are not what they were";
+  }
+  return "";
+}
+
+void HeapDriver::StopFailing() {
+  using Call = FaultyArenaSource::Call;
+  for (const Call call : {Call::kCreate, Call::kPopulate, Call::kDiscard, Call::kFindBacked}) {
+    source_.FailCall(call, 0);
+  }
 }
 
 bool HeapDriver::SourceHasFailed() const {
@@ -389,9 +515,7 @@ std::string HeapDriver::Finish() {
   if (!listed_.empty()) return "an empty span was not freed";
   if (!listener_.watched.empty()) return "a freed block was not reported";
   heap_->CheckInvariants();
-  source_.FailCall(FaultyArenaSource::Call::kCreate, 0);
-  source_.FailCall(FaultyArenaSource::Call::kPopulate, 0);
-  source_.FailCall(FaultyArenaSource::Call::kDiscard, 0);
+  StopFailing();
   // What could not be discarded is missing in a stock that is just enough.
   if (SourceHasFailed() && memory_.unit() > PageCount(1)) return memory_.error;
   const absl::StatusOr<Span*> all = heap_->GrantLarge(PageCount(kLimitBytes / kPageBytes), false);

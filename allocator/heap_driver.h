@@ -11,7 +11,9 @@
 //   * no grant is refused while a listed span of its class has a free block;
 //   * spans are where the model thinks they are, and the statistics add up, after every step; until
 //     the source is made to fail they tell exactly how much memory there is;
-//   * nothing is freed while a block of it is live.
+//   * nothing is freed while a block of it is live;
+//   * the journal knows of every span where it is, and a heap made of that and of the memory there
+//     is goes on as if it were the one before.
 //
 // Not thread-safe.
 
@@ -35,6 +37,7 @@
 #include "allocator/faulty_arena_source.h"
 #include "allocator/free_slots.h"
 #include "allocator/heap.h"
+#include "allocator/page_ranges.h"
 #include "allocator/run_pool.h"
 #include "allocator/size_classes.h"
 #include "allocator/span.h"
@@ -65,8 +68,9 @@ class HeapDriver {
 
   struct Loan {
     Span* span;
-    FreeSlots slots;
-    std::set<uint32_t> owned;  // private blocks
+    std::vector<uint64_t> in_use;  // when it was granted
+    FreeSlots slots;               // by in_use, which is not moved
+    std::set<uint32_t> owned;      // private blocks
   };
   struct Listed {
     PageCount pages;
@@ -79,9 +83,11 @@ class HeapDriver {
     absl::Status Create(ArenaIndex arena) override;
     absl::Status Populate(PageRange range) override;
     absl::Status Discard(PageRange range) override;
+    absl::StatusOr<PageRanges> FindBacked(PageRange range) override;
     enum State : uint8_t { kNone, kZero, kWritten };
     std::vector<State> pages;
     PageCount backed;
+    bool tells = true;  // FindBacked finds all, and else every second unit at most
     std::string error;
 
    private:
@@ -94,6 +100,14 @@ class HeapDriver {
     std::string error;
   };
 
+  // Grants are written down by the driver.
+  struct Journal : SpanJournal {
+    void Listed(const Span& span) override;
+    void Freed(const Span& span) override;
+    std::map<PageId, SpanState> spans;
+    std::string error;
+  };
+
   std::string Step(uint8_t code, uint8_t a, uint8_t b, uint8_t c);
   std::string Granted(const absl::StatusOr<Span*>& span);
   std::string Write(PageRange range, bool zero);
@@ -102,6 +116,10 @@ class HeapDriver {
   std::string Return(size_t loan);
   std::string Reconcile();
   std::string CheckStats();
+  std::string CheckJournal() const;
+  // Another heap, made of the journal and the memory; `tells` as in Memory.
+  std::string Restart(bool tells);
+  void StopFailing();
   bool SourceHasFailed() const;
   bool Referred(PageId first_page) const;
 
@@ -109,6 +127,7 @@ class HeapDriver {
   FaultyArenaSource source_;
   FakeBlockStates states_;
   Listener listener_;
+  Journal journal_;
   std::unique_ptr<Heap> heap_;
 
   std::vector<Loan> loans_;

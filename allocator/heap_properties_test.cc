@@ -30,6 +30,20 @@ RC_GTEST_PROP(HeapProperties, AnySequenceOfOperationsMatchesTheModel,
   }
 }
 
+// Found once: free pages of a unit whose memory a span's kept, taken for zero after a restart.
+TEST(HeapProperties, FreePagesOfARestoredSpansUnitAreNotTakenForZero) {
+  const std::vector<uint8_t> operations = {
+      3,  7, 0, 0,  // a large span of 8 pages, written to
+      3,  7, 0, 0,  // another
+      12, 1, 0, 0,  // the second comes back
+      16, 7, 0, 1,  // a restart, and the source does not know of the first unit
+      3,  7, 0, 0,  // the same pages again
+  };
+  HeapDriver driver(kHugePage);
+  EXPECT_EQ(driver.Run(operations, 1), "");
+  EXPECT_EQ(driver.Finish(), "");
+}
+
 // Operations that leave the source alone.
 std::vector<uint8_t> WithoutFaults(std::vector<uint8_t> bytes) {
   for (size_t i = 0; i < bytes.size(); i += HeapDriver::kOperationBytes) {

@@ -2,15 +2,21 @@
 
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <linux/magic.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
+#include "allocator/backed_pages.h"
 
 // Newer than the C library's headers.
 #ifndef MFD_HUGE_2MB
@@ -25,6 +31,8 @@ namespace {
 
 // An interrupted fallocate undoes all it did, so a long one might never end on a busy process.
 constexpr uint64_t kPopulateStepBytes = 2 << 20;
+
+constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
 
 constexpr uint64_t RoundUp(uint64_t bytes, uint64_t unit) {
   return (bytes + unit - 1) / unit * unit;
@@ -51,7 +59,7 @@ absl::StatusOr<int> CreateSealed(const std::string& name, uint64_t bytes, unsign
   }
   if (fd < 0) return ErrorOf(errno, absl::StrCat("memfd_create ", name));
   if (ftruncate(fd, static_cast<off_t>(bytes)) != 0 || fchmod(fd, 0444) != 0 ||
-      fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
+      fcntl(fd, F_ADD_SEALS, kSeals) != 0) {
     const int error = errno;
     close(fd);
     return ErrorOf(error, absl::StrCat("sizing and sealing ", name, " to ", bytes, " bytes"));
@@ -100,6 +108,63 @@ std::string NameOf(const std::string& name, ArenaIndex arena, const char* kind) 
   return absl::StrCat(name, ".", arena.value(), ".", kind);
 }
 
+// What the kernel calls the file, without what it puts around that; empty if it does not say.
+std::string MemfdNameOf(int fd) {
+  char link[512];
+  const ssize_t length = readlink(absl::StrCat("/proc/self/fd/", fd).c_str(), link, sizeof(link));
+  absl::string_view name(link, length < 0 ? 0 : static_cast<size_t>(length));
+  if (!absl::ConsumePrefix(&name, "/memfd:")) return "";
+  absl::ConsumeSuffix(&name, " (deleted)");
+  return std::string(name);
+}
+
+// Makes sure that `fd` is what CreateSealed would return, and makes it so where that can be done.
+absl::Status CheckAdopted(int fd, const std::string& name, uint64_t bytes, bool huge) {
+  const auto wrong = [&](const auto&... what) {
+    return absl::InvalidArgumentError(absl::StrCat(name, " (descriptor ", fd, ") ", what...));
+  };
+  struct stat info;
+  struct statfs system;
+  if (fstat(fd, &info) != 0 || fstatfs(fd, &system) != 0) {
+    return wrong("cannot be examined: ", strerror(errno));
+  }
+  if (const std::string actual = MemfdNameOf(fd); actual != name) {
+    return wrong("should be a memfd of that name and is ", actual.empty() ? "none" : actual);
+  }
+  if ((system.f_type == HUGETLBFS_MAGIC) != huge) {
+    return wrong("should ", huge ? "" : "not ", "be of huge pages");
+  }
+  if (static_cast<uint64_t>(info.st_size) != bytes) {
+    return wrong("should have ", bytes, " bytes and has ", info.st_size);
+  }
+  if ((fcntl(fd, F_GETFL) & O_ACCMODE) != O_RDWR) {
+    return wrong("should be open for reading and writing");
+  }
+  const int seals = fcntl(fd, F_GET_SEALS);
+  if (seals < 0 || (seals & kSeals) != kSeals || (seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE))) {
+    return wrong(
+        "should be sealed against any other size, against other seals, and not against "
+        "writing; its seals are ",
+        seals);
+  }
+  if (fcntl(fd, F_SETFD, FD_CLOEXEC) != 0 || fchmod(fd, 0444) != 0) {
+    return ErrorOf(errno, absl::StrCat("taking over ", name));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<PageRanges> FindBackedInFile(int fd, PageRange range, MemfdArenaSource::Kind kind) {
+  if (kind == MemfdArenaSource::Kind::kHugePages) {
+    struct stat info;
+    if (fstat(fd, &info) != 0) return ErrorOf(errno, "fstat");
+    if (static_cast<uint64_t>(info.st_blocks) * 512 < kArenaBytes) return PageRanges();
+    return PageRanges{range};
+  }
+  absl::StatusOr<PageRanges> backed = FindBackedByCount(fd, range);
+  if (absl::IsUnimplemented(backed.status())) backed = FindBackedByData(fd, range);
+  return backed;
+}
+
 }  // namespace
 
 MemfdArenaSource::MemfdArenaSource(std::string name, uint64_t table_bytes, Kind kind)
@@ -144,6 +209,44 @@ absl::Status MemfdArenaSource::Create(ArenaIndex arena) {
     files_.erase(arena);
   }
   return status;
+}
+
+absl::Status MemfdArenaSource::Adopt(ArenaIndex arena, int data, int table) {
+  const bool huge = kind_ == Kind::kHugePages;
+  absl::Status status = CheckAdopted(data, NameOf(name_, arena, "data"), kArenaBytes, huge);
+  if (status.ok() && (table_bytes_ != 0 || table >= 0)) {
+    const std::string name = NameOf(name_, arena, "table");
+    status = table_bytes_ != 0 ? CheckAdopted(table, name, table_bytes_, /*huge=*/false)
+                               : absl::InvalidArgumentError(
+                                     absl::StrCat(name, " should not be: arenas have no tables"));
+  }
+  if (!status.ok()) return status;
+  RankedMutexLock lock(&mu_);
+  if (!files_.try_emplace(arena, Files{.data = data, .table = table}).second) {
+    return absl::AlreadyExistsError(absl::StrCat("arena ", arena.value(), " exists"));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<PageRanges> MemfdArenaSource::FindBacked(PageRange pages) {
+  PageRanges backed;
+  const absl::Status status =
+      ForEachArena(pages, [&](ArenaIndex arena, uint64_t offset, uint64_t bytes) {
+        const int fd = data_fd(arena);
+        if (fd < 0) return absl::NotFoundError(absl::StrCat("no arena ", arena.value()));
+        const PageRange range{PageOf(PoolOffset(offset)), PagesFor(bytes)};
+        absl::StatusOr<PageRanges> found = FindBackedInFile(fd, range, kind_);
+        if (!found.ok()) {
+          return absl::InternalError(
+              absl::StrCat(NameOf(name_, arena, "data"), ": ", found.status().message()));
+        }
+        for (const PageRange& run : *found) {
+          Append(&backed, {FirstPageOf(arena) + PageCount(run.first.value()), run.count});
+        }
+        return absl::OkStatus();
+      });
+  if (!status.ok()) return status;
+  return backed;
 }
 
 absl::Status MemfdArenaSource::Populate(PageRange pages) {

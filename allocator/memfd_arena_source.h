@@ -23,6 +23,7 @@
 #include "absl/status/statusor.h"
 #include "allocator/arena_source.h"
 #include "allocator/lock_rank.h"
+#include "allocator/page_ranges.h"
 #include "allocator/units.h"
 
 namespace spanpool {
@@ -47,8 +48,19 @@ class MemfdArenaSource : public ArenaSource {
   MemfdArenaSource& operator=(const MemfdArenaSource&) = delete;
 
   absl::Status Create(ArenaIndex arena) override;
+  // Instead of Create: takes over the files that an earlier source of the same name, table_bytes
+  // and kind made for this arena, contents and memory as they are; `table` is -1 if arenas have
+  // none. They are this object's if OK is returned, and stay the caller's otherwise.
+  //   INVALID_ARGUMENT  one of them is not what it should be: says which one, what it should be and
+  //                     what it is (name, kind of pages, size, access, seals)
+  //   ALREADY_EXISTS    the arena was created or adopted before
+  absl::Status Adopt(ArenaIndex arena, int data, int table);
   absl::Status Populate(PageRange pages) override;
   absl::Status Discard(PageRange pages) override;
+  // Exact for the system's pages since Linux 6.5; before, those that were allocated and never
+  // touched are not found (backed_pages.h). Of huge pages the kernel only tells how many an arena
+  // has: they are found in one that has all.
+  absl::StatusOr<PageRanges> FindBacked(PageRange pages) override;
   PageCount unit() const override {
     return PageCount(kind_ == Kind::kHugePages ? kHugePageBytes / kPageBytes : 1);
   }

@@ -8,6 +8,14 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "allocator/page_ranges.h"
+#include "allocator/units.h"
 
 namespace spanpool {
 namespace {
@@ -120,6 +128,140 @@ TEST(MemfdArenaSource, AReadOnlyDescriptorCannotWriteOrBeMappedForWriting) {
   close(*fd);
 }
 
+// The files of an arena, as a successor has them; closed at the end unless taken.
+class Inherited {
+ public:
+  explicit Inherited(const MemfdArenaSource& source)
+      : data(dup(source.data_fd(kFirst))), table(dup(source.table_fd(kFirst))) {}
+  ~Inherited() {
+    if (data >= 0) close(data);
+    if (table >= 0) close(table);
+  }
+  Inherited(const Inherited&) = delete;
+  Inherited& operator=(const Inherited&) = delete;
+  void Taken() { data = table = -1; }
+
+  int data;
+  int table;
+};
+
+TEST(MemfdArenaSource, AnAdoptedArenaIsAsItWas) {
+  auto before = std::make_unique<MemfdArenaSource>("test", kTableBytes);
+  ASSERT_TRUE(before->Create(kFirst).ok());
+  ASSERT_TRUE(before->Populate({PageId(10), PageCount(600)}).ok());
+  ASSERT_TRUE(before->Discard({PageId(100), PageCount(256)}).ok());
+  ASSERT_TRUE(before->PopulateTable(kFirst, 0, 4096).ok());
+  char byte = 'x';
+  ASSERT_EQ(pwrite(before->data_fd(kFirst), &byte, 1, 10 * kPageBytes), 1);
+  const PageRanges backed = *before->FindBacked({PageId(0), PageCount(kPagesPerArena)});
+  Inherited files(*before);
+  before.reset();
+
+  MemfdArenaSource source("test", kTableBytes);
+  const absl::Status status = source.Adopt(kFirst, files.data, files.table);
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_EQ(source.data_fd(kFirst), files.data);
+  EXPECT_EQ(source.table_fd(kFirst), files.table);
+  EXPECT_NE(fcntl(files.data, F_GETFD) & FD_CLOEXEC, 0);
+  files.Taken();
+  byte = 0;
+  ASSERT_EQ(pread(source.data_fd(kFirst), &byte, 1, 10 * kPageBytes), 1);
+  EXPECT_EQ(byte, 'x');
+  EXPECT_EQ(*source.FindBacked({PageId(0), PageCount(kPagesPerArena)}), backed);
+  EXPECT_EQ(AllocatedBytes(source.data_fd(kFirst)), (600 - 256) * kPageBytes);
+  EXPECT_EQ(AllocatedBytes(source.table_fd(kFirst)), 4096u);
+  // An arena like any other.
+  EXPECT_EQ(source.Create(kFirst).code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_TRUE(source.Create(kSecond).ok());
+  EXPECT_TRUE(source.Populate({FirstPageOf(kSecond) - PageCount(1), PageCount(2)}).ok());
+  EXPECT_TRUE(source.OpenDataReadOnly(kFirst).ok());
+}
+
+TEST(MemfdArenaSource, WhatIsBackedIsFoundAcrossArenas) {
+  MemfdArenaSource source("test", 0);
+  ASSERT_TRUE(source.Create(kFirst).ok());
+  const PageRange both{PageId(0), PageCount(2 * kPagesPerArena)};
+  EXPECT_EQ(source.FindBacked(both).status().code(), absl::StatusCode::kNotFound)
+      << "the second does not exist";
+  ASSERT_TRUE(source.Create(kSecond).ok());
+  EXPECT_EQ(*source.FindBacked(both), PageRanges());
+  const PageRange range{FirstPageOf(kSecond) - PageCount(3), PageCount(5)};
+  ASSERT_TRUE(source.Populate(range).ok());
+  // Touched, so that every kernel tells.
+  const std::vector<char> bytes(Bytes(PageCount(3)), 'x');
+  ASSERT_EQ(pwrite(source.data_fd(kFirst), bytes.data(), bytes.size(),
+                   static_cast<off_t>(kArenaBytes - bytes.size())),
+            static_cast<ssize_t>(bytes.size()));
+  ASSERT_EQ(pwrite(source.data_fd(kSecond), bytes.data(), 2 * kPageBytes, 0),
+            static_cast<ssize_t>(2 * kPageBytes));
+  EXPECT_EQ(*source.FindBacked(both), PageRanges{range});
+}
+
+// A memfd of the arena's name that is not quite what it should be.
+int Memfd(const char* name, uint64_t bytes, int seals, unsigned flags = MFD_ALLOW_SEALING) {
+  const int fd = memfd_create(name, MFD_CLOEXEC | flags);
+  EXPECT_EQ(ftruncate(fd, static_cast<off_t>(bytes)), 0);
+  if (seals != 0) {
+    EXPECT_EQ(fcntl(fd, F_ADD_SEALS, seals), 0);
+  }
+  return fd;
+}
+
+TEST(MemfdArenaSource, WhatIsNotAnArenasFileIsRefusedAndSaysWhy) {
+  constexpr int kSize = F_SEAL_SHRINK | F_SEAL_GROW;
+  constexpr int kAll = kSize | F_SEAL_SEAL;
+  MemfdArenaSource before("test", kTableBytes);
+  ASSERT_TRUE(before.Create(kFirst).ok());
+  Inherited files(before);
+  const int read_only = *before.OpenDataReadOnly(kFirst);
+  const int file = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+  const struct {
+    int data;
+    int table;
+    const char* says;
+  } refusals[] = {
+      {-1, files.table, "test.0.data (descriptor -1) cannot be examined"},
+      {file, files.table, "test.0.data (descriptor "},
+      {file, files.table, "should be a memfd of that name and is none"},
+      {Memfd("test.1.data", kArenaBytes, kAll), files.table, "and is test.1.data"},
+      {files.table, files.data, "and is test.0.table"},
+      {Memfd("test.0.data", kArenaBytes / 2, kAll), files.table,
+       "should have 67108864 bytes and has 33554432"},
+      {read_only, files.table, "should be open for reading and writing"},
+      {Memfd("test.0.data", kArenaBytes, 0), files.table, "should be sealed"},
+      {Memfd("test.0.data", kArenaBytes, kSize), files.table, "should be sealed"},
+      {Memfd("test.0.data", kArenaBytes, 0, 0), files.table, "should be sealed"},
+      {Memfd("test.0.data", kArenaBytes, kAll | F_SEAL_FUTURE_WRITE), files.table,
+       "not against writing"},
+      {files.data, -1, "test.0.table (descriptor -1) cannot be examined"},
+      {files.data, Memfd("test.0.table", 2 * kTableBytes, kAll), "has 2097152"},
+      {files.data, Memfd("test.0.table", kTableBytes, kSize), "test.0.table"},
+  };
+  MemfdArenaSource source("test", kTableBytes);
+  for (const auto& [data, table, says] : refusals) {
+    const absl::Status status = source.Adopt(kFirst, data, table);
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << says;
+    EXPECT_NE(status.message().find(says), std::string::npos) << status << "\n" << says;
+    EXPECT_EQ(source.data_fd(kFirst), -1);
+    for (const int fd : {data, table}) {
+      if (fd < 0) continue;
+      EXPECT_NE(fcntl(fd, F_GETFD), -1) << "it is the caller's still";
+      if (fd != files.data && fd != files.table && fd != file) close(fd);
+    }
+  }
+  close(file);
+  MemfdArenaSource without_tables("test", 0);
+  const absl::Status status = without_tables.Adopt(kFirst, files.data, files.table);
+  EXPECT_NE(status.message().find("arenas have no tables"), std::string::npos) << status;
+  MemfdArenaSource huge("test", kTableBytes, MemfdArenaSource::Kind::kHugePages);
+  EXPECT_NE(huge.Adopt(kFirst, files.data, files.table).message().find("be of huge pages"),
+            std::string::npos);
+
+  ASSERT_TRUE(source.Adopt(kFirst, files.data, files.table).ok());
+  EXPECT_EQ(source.Adopt(kFirst, files.data, files.table).code(), absl::StatusCode::kAlreadyExists);
+  files.Taken();
+}
+
 // Needs two huge pages of 2 MiB; reserves none.
 TEST(MemfdArenaSource, HugePagesComeAndGoWhole) {
   MemfdArenaSource source("test", kTableBytes, MemfdArenaSource::Kind::kHugePages);
@@ -130,6 +272,8 @@ TEST(MemfdArenaSource, HugePagesComeAndGoWhole) {
   }
   ASSERT_TRUE(status.ok()) << status;
   EXPECT_EQ(AllocatedBytes(source.data_fd(kFirst)), uint64_t{4} << 20);
+  EXPECT_TRUE(source.FindBacked({PageId(0), PageCount(kPagesPerArena)})->empty())
+      << "which ones is not known";
   EXPECT_EQ(source.Discard({PageId(0), PageCount(511)}).code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(AllocatedBytes(source.data_fd(kFirst)), uint64_t{4} << 20);
   EXPECT_TRUE(source.Discard({PageId(0), PageCount(256)}).ok());

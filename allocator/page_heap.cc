@@ -71,20 +71,24 @@ absl::StatusOr<Span*> PageHeap::Allocate(SpanClass span_class, PageCount pages,
     zero = run->scavenged == pages && scavenged_is_zero_.load(std::memory_order_relaxed);
   }
   const bool used_before = map_.MarkUsed(range);
-  span->first_page = run->first;
-  span->pages = pages;
+  Describe(span, span_class, range, used_before && !zero);
+  shard.spans.fetch_add(1, std::memory_order_relaxed);
+  shard.taken.fetch_add(pages.value(), std::memory_order_relaxed);
+  return span;
+}
+
+void PageHeap::Describe(Span* span, SpanClass span_class, PageRange range, bool needs_zero) {
+  span->first_page = range.first;
+  span->pages = range.count;
   span->span_class = span_class;
-  span->needs_zero = used_before && !zero;
-  span->block_bytes = span_class.large() ? Bytes(pages) : BlockBytes(size_class);
+  span->needs_zero = needs_zero;
+  span->block_bytes = span_class.large() ? Bytes(range.count) : BlockBytes(span_class.size_class());
   span->loan_session = 0;
   span->loan_sequence = 0;
   span->blocks_in_use = 0;
   // Whoever finds the span by a page acquires what Enter releases.
   span->sweep_generation.store(Span::kOnLoan, std::memory_order_relaxed);
   map_.Enter(span);
-  shard.spans.fetch_add(1, std::memory_order_relaxed);
-  shard.taken.fetch_add(pages.value(), std::memory_order_relaxed);
-  return span;
 }
 
 std::optional<PageAlloc::Run> PageHeap::TakeCached(Shard& shard, PageCount pages) {
@@ -221,8 +225,15 @@ void PageHeap::Forget(Span* span) {
   SPANPOOL_CHECK_NE(span->sweep_generation.load(std::memory_order_relaxed), Span::kFree);
   SPANPOOL_CHECK(span->set == nullptr);
   SPANPOOL_DCHECK(!map_.HasSpecials(*span));
+  if (journal() != nullptr) TellFreed(*span);
   map_.Leave(span);
   span->sweep_generation.store(Span::kFree, std::memory_order_relaxed);
+}
+
+void PageHeap::TellFreed(const Span& span) {
+  // Manual spans are of the heap's owner, who is gone when another heap asks.
+  if (span.sweep_generation.load(std::memory_order_relaxed) == Span::kManual) return;
+  journal()->Freed(span);
 }
 
 void PageHeap::FreeAll(absl::Span<Span*> spans) {

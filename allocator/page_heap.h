@@ -30,7 +30,9 @@
 #include <atomic>
 #include <cstdint>
 #include <optional>
+#include <vector>
 
+#include "absl/base/attributes.h"
 #include "absl/base/optimization.h"
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
@@ -42,6 +44,7 @@
 #include "allocator/metadata_source.h"
 #include "allocator/page_alloc.h"
 #include "allocator/page_cache.h"
+#include "allocator/page_ranges.h"
 #include "allocator/size_classes.h"
 #include "allocator/span.h"
 #include "allocator/span_records.h"
@@ -53,6 +56,7 @@ struct PageHeapOptions {
   uint64_t limit_bytes = 0;    // spans together never exceed this
   uint64_t reserve_bytes = 0;  // see Replenish
   uint32_t max_arenas = 0;     // at most kMaxArenas
+  SpanJournal* journal = nullptr;
 };
 
 struct PageHeapStats {
@@ -65,10 +69,16 @@ struct PageHeapStats {
 
 class PageHeap {
  public:
-  // `source` and `metadata` outlive the heap.
+  // `source`, `metadata` and the journal, which may be null, outlive the heap.
   PageHeap(const PageHeapOptions& options, ArenaSource* source, MetadataSource* metadata);
   PageHeap(const PageHeap&) = delete;
   PageHeap& operator=(const PageHeap&) = delete;
+
+  // Takes over arenas and the spans in them, as Heap::Restore says. Returns the spans' records, all
+  // of them on loan.
+  absl::StatusOr<std::vector<Span*>> Restore(absl::Span<const ArenaIndex> arenas,
+                                             absl::Span<const SpanState> spans)
+      ABSL_LOCKS_EXCLUDED(mu_);
 
   // Makes a span of `pages` >= 1 pages, the first a multiple of `alignment` (a power of two),
   // backed by memory and on loan; no block of it is in use. For a small span class, `pages` is that
@@ -113,6 +123,8 @@ class PageHeap {
   uint32_t arenas_end() const ABSL_LOCKS_EXCLUDED(mu_);
 
   uint64_t limit_bytes() const { return options_.limit_bytes; }
+  // Null: there is none. Free tells it of spans that are freed.
+  SpanJournal* journal() const { return options_.journal; }
   uint64_t metadata_bytes() const;
 
   // Calls f(span) for each span in use, lowest first. Concurrent calls must be excluded.
@@ -153,8 +165,10 @@ class PageHeap {
   static constexpr PageCount kMaxCached{kShards * 64};
 
   Shard& MyShard() const;
-  // The first steps of freeing: nobody finds the span any more.
+  // The first steps of freeing: nobody finds the span any more, and the journal knows.
   void Forget(Span* span);
+  // Apart, so that returning costs the same where there is no journal.
+  ABSL_ATTRIBUTE_NOINLINE void TellFreed(const Span& span);
   PageCount Cached() const;
 
   // Counts pages taken for spans or caches.
@@ -165,6 +179,19 @@ class PageHeap {
   // Discards free memory until spans and free memory together, and what else would come when pages
   // of `range` are backed, do not exceed the limit, or no whole run is left.
   void DiscardExcess(PageRange range);
+
+  // The steps of Restore. What cannot be, before anything is changed:
+  absl::Status CheckRestorable(absl::Span<const ArenaIndex> arenas,
+                               absl::Span<const SpanState> spans) const ABSL_LOCKS_EXCLUDED(mu_);
+  // Memory behind all of `needed`, whole units in `there`, and behind none of the rest but what is
+  // returned. All pages that may have been used are marked as such.
+  absl::StatusOr<PageRanges> BackRestored(const PageRanges& there, const PageRanges& needed);
+  // Records of arenas, and their pages, all of them free.
+  absl::Status AddArenas(absl::Span<const ArenaIndex> arenas, const PageRanges& there)
+      ABSL_LOCKS_EXCLUDED(mu_);
+  absl::StatusOr<std::vector<Span*>> MakeRecords(absl::Span<const SpanState> spans);
+  // Fills in a record that nobody finds yet; then everybody finds it.
+  void Describe(Span* span, SpanClass span_class, PageRange range, bool needs_zero);
 
   // `range` in whole units of the source.
   PageRange WholeUnits(PageRange range) const;

@@ -106,6 +106,37 @@ class BlockStates {
   virtual uint32_t Sweep(const Span& span, absl::Span<uint64_t> in_use) = 0;
 };
 
+// Where it is written down which spans there are, for a heap that comes after this one
+// (Heap::Restore). Grants are written down by the heap's user, who knows to whom; what becomes of
+// spans then, the heap alone knows at the right moment.
+//
+// Thread-safe for different spans. The calls for one page come one after another, and each is over
+// before the heap goes on: a few stores, for they are on every return. No lock of the heap is held;
+// but they must not call the heap.
+class SpanJournal {
+ public:
+  virtual ~SpanJournal() = default;
+
+  // `span` was returned with blocks still in use. Called before anybody else can be granted it. A
+  // span that was listed and is swept, or granted and not yet written down, is not told of again.
+  virtual void Listed(const Span& span) = 0;
+
+  // No block of `span`, which was returned or listed, is in use. Called before its pages can be
+  // granted again, and while the heap still finds it by them. Also of a span whose grant was never
+  // written down.
+  virtual void Freed(const Span& span) = 0;
+};
+
+// What Heap::Restore is told of a span.
+struct SpanState {
+  enum class Place : uint8_t { kOnLoan, kListed };
+
+  PageId first_page;
+  PageCount pages;
+  SpanClass span_class;
+  Place place = Place::kOnLoan;
+};
+
 }  // namespace spanpool
 
 #endif  // SPANPOOL_ALLOCATOR_SPAN_H_

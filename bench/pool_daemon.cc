@@ -39,6 +39,9 @@ absl::StatusOr<std::unique_ptr<PoolDaemon>> PoolDaemon::Start(const Options& opt
     return absl::AbortedError(
         absl::StrCat("the daemon did not start: ", LastLine(daemon->process_->standard_error())));
   }
+  const absl::StatusOr<v1::GetStatusResponse> status = daemon->GetStatus();
+  if (!status.ok()) return absl::AbortedError(status.status().message());
+  daemon->pid_ = static_cast<pid_t>(status->pid());
   return daemon;
 }
 
@@ -49,13 +52,15 @@ PoolDaemon::PoolDaemon(std::string run_dir, std::unique_ptr<testing::Process> pr
                                                     grpc::InsecureChannelCredentials()))) {}
 
 PoolDaemon::~PoolDaemon() {
-  process_->Signal(SIGKILL);
+  // The second signal insists; a keeper that were merely killed would leave its worker.
+  process_->Signal(SIGTERM);
+  process_->Signal(SIGINT);
   process_->Wait();
   std::error_code ignored;
   std::filesystem::remove_all(run_dir_, ignored);
 }
 
-absl::StatusOr<v1::PoolStatus> PoolDaemon::Status() {
+absl::StatusOr<v1::GetStatusResponse> PoolDaemon::GetStatus() {
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(60));
   v1::GetStatusRequest request;
@@ -65,8 +70,14 @@ absl::StatusOr<v1::PoolStatus> PoolDaemon::Status() {
   if (!status.ok()) {
     return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
   }
-  if (response.pools_size() != 1) return absl::InternalError("GetStatus has no pool default");
-  return response.pools(0);
+  return response;
+}
+
+absl::StatusOr<v1::PoolStatus> PoolDaemon::Status() {
+  const absl::StatusOr<v1::GetStatusResponse> response = GetStatus();
+  if (!response.ok()) return response.status();
+  if (response->pools_size() != 1) return absl::InternalError("GetStatus has no pool default");
+  return response->pools(0);
 }
 
 }  // namespace spanpool::bench

@@ -35,14 +35,15 @@ class PoolDaemon {
   // Returns once the daemon serves.
   //   ABORTED  it does not; the message is the last line it wrote to standard error
   static absl::StatusOr<std::unique_ptr<PoolDaemon>> Start(const Options& options);
-  // Kills the daemon, and nothing else, and removes its run directory.
+  // Ends the daemon at once, its keeper too and nothing else, and removes its run directory.
   ~PoolDaemon();
   PoolDaemon(const PoolDaemon&) = delete;
   PoolDaemon& operator=(const PoolDaemon&) = delete;
 
   // What SessionOptions::target takes.
   const std::string& target() const { return run_dir_; }
-  pid_t pid() const { return process_->pid(); }
+  // The process that serves.
+  pid_t pid() const { return pid_; }
 
   // What the daemon has logged so far.
   std::string Log() const { return process_->standard_error(); }
@@ -51,11 +52,13 @@ class PoolDaemon {
   absl::StatusOr<v1::PoolStatus> Status();
 
  private:
+  absl::StatusOr<v1::GetStatusResponse> GetStatus();
   PoolDaemon(std::string run_dir, std::unique_ptr<testing::Process> process);
 
   const std::string run_dir_;
   const std::unique_ptr<testing::Process> process_;
   const std::unique_ptr<v1::Admin::Stub> admin_;
+  pid_t pid_ = -1;
 };
 
 }  // namespace spanpool::bench

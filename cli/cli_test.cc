@@ -48,7 +48,8 @@ class CliTest : public testing::Test {
     daemon_ = fork();
     if (daemon_ == 0) {
       dup2(out[1], STDOUT_FILENO);
-      execl("server/spanpoold", "spanpoold", "--limit=64MiB", "--run_dir", name, nullptr);
+      execl("server/spanpoold", "spanpoold", "--limit=64MiB", "--fd_store=none", "--run_dir", name,
+            nullptr);
       _exit(127);
     }
     close(out[1]);
@@ -215,7 +216,9 @@ TEST(RenderStatus, ThePoolsOfADaemonAreRows) {
   response.add_pools()->set_name("bbbb");
   response.mutable_pools(1)->set_on_loan_bytes(1536);
   const std::string text = RenderStatus(response, {.run_dir = "/r"});
-  EXPECT_THAT(text, HasSubstr("spanpoold 1.2.3, pid 7, up 1m 1s, /r\n"));
+  EXPECT_THAT(text, HasSubstr("spanpoold 1.2.3, pid 7, up 1m 1s, /r, not restart-safe\n"));
+  response.set_restart_safe(true);
+  EXPECT_THAT(RenderStatus(response, {.run_dir = "/r"}), HasSubstr("/r, restart-safe\n"));
   EXPECT_THAT(text, HasSubstr("\na "));
   EXPECT_THAT(text, HasSubstr("\nbbbb    0 B  1.5 KiB"));
 }

@@ -52,6 +52,7 @@ std::string RenderStatus(const v1::GetStatusResponse& response, const Options& o
         {"pid", response.pid()},
         {"uptime_seconds", response.uptime_seconds()},
         {"run_dir", options.run_dir},
+        {"restart_safe", response.restart_safe()},
         {"pools", nlohmann::ordered_json::array()},
     };
     for (const v1::PoolStatus& pool : response.pools()) json["pools"].push_back(ToJson(pool));
@@ -75,7 +76,8 @@ std::string RenderStatus(const v1::GetStatusResponse& response, const Options& o
          absl::StrCat(pool.suspect_blocks()), absl::StrCat(pool.lies_total())});
   }
   return absl::StrCat("spanpoold ", response.version(), ", pid ", response.pid(), ", up ",
-                      HumanSeconds(response.uptime_seconds()), ", ", options.run_dir, "\n\n",
+                      HumanSeconds(response.uptime_seconds()), ", ", options.run_dir, ", ",
+                      response.restart_safe() ? "restart-safe" : "not restart-safe", "\n\n",
                       Table(memory), "\n", Table(counts));
 }
 

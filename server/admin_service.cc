@@ -95,6 +95,7 @@ grpc::Status AdminService::GetStatus(grpc::ServerContext* context,
   const Call call(this);
   response->set_version(kVersion);
   response->set_pid(getpid());
+  response->set_restart_safe(store_ != nullptr && store_->restart_safe());
   response->set_uptime_seconds(absl::ToDoubleSeconds(absl::Now() - started_));
   const std::vector<Pool*> pools = PoolsOf(request->pool());
   if (pools.empty()) return NoPool(request->pool());

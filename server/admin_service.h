@@ -13,6 +13,7 @@
 #include "absl/time/time.h"
 #include "allocator/lock_rank.h"
 #include "grpcpp/server_context.h"
+#include "server/fd_store.h"
 #include "server/pool.h"
 #include "server/recaller.h"
 #include "spanpool/v1/admin.grpc.pb.h"
@@ -23,9 +24,10 @@ inline constexpr char kVersion[] = "0.1.0";
 
 class AdminService final : public v1::Admin::Service {
  public:
-  // All outlive this object.
-  AdminService(std::vector<Pool*> pools, Recaller* recaller, absl::Time started)
-      : pools_(std::move(pools)), recaller_(recaller), started_(started) {}
+  // All outlive this object. `store` may be null.
+  AdminService(std::vector<Pool*> pools, Recaller* recaller, const FdStore* store,
+               absl::Time started)
+      : pools_(std::move(pools)), recaller_(recaller), store_(store), started_(started) {}
 
   grpc::Status GetStatus(grpc::ServerContext* context, const v1::GetStatusRequest* request,
                          v1::GetStatusResponse* response) override;
@@ -45,6 +47,7 @@ class AdminService final : public v1::Admin::Service {
 
   const std::vector<Pool*> pools_;
   Recaller* const recaller_;
+  const FdStore* const store_;
   const absl::Time started_;
 
   RankedMutex mu_{LockRank::kLeaf};

@@ -1,12 +1,20 @@
 // A daemon that looks at its own pools when a test tells it to: one line of input, one of output.
 //
-//   audited_daemon_main CONFIG_FILE
+//   audited_daemon_main CONFIG_FILE [keeper]
+//
+// With a keeper it is started again when it is killed, and the next line is for its successor.
 //
 //   audit [POOL]  "ok", or what does not add up, as server/pool_audit.h has it, in that pool or all
 //   books POOL    the same, but not of what clients can write
 //   recounts      how many recounts there were
 
+#include <signal.h>
+#include <systemd/sd-daemon.h>
+
+#include <cstdlib>
+#include <filesystem>
 #include <iostream>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -15,7 +23,9 @@
 #include "absl/strings/str_split.h"
 #include "server/config.h"
 #include "server/daemon.h"
+#include "server/keeper.h"
 #include "server/log.h"
+#include "server/notify_fd_store.h"
 #include "server/pool.h"
 #include "server/pool_audit.h"
 
@@ -44,7 +54,18 @@ std::string Answer(spanpool::Daemon& daemon, const std::string& command) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  absl::StatusOr<spanpool::DaemonConfig> config = spanpool::ReadConfig(argc == 2 ? argv[1] : "");
+  const bool wants_keeper = argc == 3 && argv[2] == std::string("keeper");
+  const bool is_worker = std::getenv(spanpool::kKeeperVariable) != nullptr;
+  if (wants_keeper && !is_worker) {
+    return spanpool::RunKeeper({.program = std::filesystem::read_symlink("/proc/self/exe"),
+                                .arguments = {argv, argv + argc}});
+  }
+  // They end it; a keeper leaves them blocked.
+  sigset_t none;
+  sigemptyset(&none);
+  sigprocmask(SIG_SETMASK, &none, nullptr);
+  absl::StatusOr<spanpool::DaemonConfig> config =
+      spanpool::ReadConfig(argc == 2 || wants_keeper ? argv[1] : "");
   if (!config.ok()) {
     std::cerr << config.status() << std::endl;
     return 2;
@@ -54,13 +75,29 @@ int main(int argc, char** argv) {
     std::cerr << status << std::endl;
     return 2;
   }
+  spanpool::KeptFds kept;
+  std::unique_ptr<spanpool::NotifyFdStore> store;
+  if (is_worker) {
+    kept = spanpool::TakeKeptFds();
+    auto connected =
+        spanpool::NotifyFdStore::Connect(spanpool::NotifyFdStore::FromEnvironment(), kept);
+    if (!connected.ok()) {
+      std::cerr << connected.status() << std::endl;
+      return 1;
+    }
+    store = *std::move(connected);
+  }
   absl::StatusOr<std::unique_ptr<spanpool::Daemon>> daemon =
-      spanpool::Daemon::Start(*std::move(config));
+      spanpool::Daemon::Start(*std::move(config), store.get(), std::move(kept));
   if (!daemon.ok()) {
     std::cerr << daemon.status() << std::endl;
-    return 1;
+    return absl::IsDataLoss(daemon.status()) ? spanpool::kExitRefused : 1;
   }
-  std::cout << "READY" << std::endl;
+  if (is_worker) {
+    sd_notify(0, "READY=1");
+  } else {
+    std::cout << "READY" << std::endl;
+  }
   for (std::string command; std::getline(std::cin, command);) {
     std::cout << Answer(**daemon, command) << std::endl;
   }

@@ -69,7 +69,8 @@ void RaiseDescriptorLimit(const DaemonConfig& config) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(DaemonConfig config) {
+absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(DaemonConfig config, FdStore* store,
+                                                      KeptFds kept) {
   const absl::StatusOr<uint64_t> available = MemoryLimit().AvailableBytes();
   if (!available.ok()) return available.status();
   config = WithDefaults(std::move(config), *available);
@@ -89,20 +90,29 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(DaemonConfig config) {
           pool.name, pool.limit_bytes >> 20, *available >> 20);
     }
   }
-  absl::StatusOr<RunDirectory> run_directory = RunDirectory::Open(config.run_dir);
+  absl::StatusOr<RunDirectory> run_directory = RunDirectory::Open(config.run_dir, store, &kept);
   if (!run_directory.ok()) return run_directory.status();
-  std::unique_ptr<Daemon> daemon(new Daemon(std::move(config), *std::move(run_directory)));
-  if (absl::Status status = daemon->Serve(); !status.ok()) return status;
+  std::unique_ptr<Daemon> daemon(new Daemon(std::move(config), store, *std::move(run_directory)));
+  if (absl::Status status = daemon->Serve(&kept); !status.ok()) {
+    daemon->run_directory_.LeaveInherited();
+    return status;
+  }
+  // Kept, and never on record: a predecessor died before it used them.
+  for (const auto& [name, fd] : kept) {
+    Log().info("{}: kept by a predecessor that never used it; closed", name);
+    if (store != nullptr) store->Forget(name);
+  }
   return daemon;
 }
 
-Daemon::Daemon(DaemonConfig config, RunDirectory run_directory)
+Daemon::Daemon(DaemonConfig config, FdStore* store, RunDirectory run_directory)
     : config_(std::move(config)),
+      store_(store),
       run_directory_(std::move(run_directory)),
       sessions_(config_.max_sessions, geteuid()),
       recaller_(&sessions_) {}
 
-absl::Status Daemon::Serve() {
+absl::Status Daemon::Serve(KeptFds* kept) {
   RaiseDescriptorLimit(config_);
   std::vector<Pool*> pools;
   for (const PoolConfig& config : config_.pools) {
@@ -130,14 +140,14 @@ absl::Status Daemon::Serve() {
   if (!loop.ok()) return loop.status();
   loop_ = *std::move(loop);
 
-  auto attach_socket = run_directory_.Listen(layout::kAttachSocketName, SOCK_SEQPACKET);
+  auto attach_socket = run_directory_.Listen(layout::kAttachSocketName, SOCK_SEQPACKET, kept);
   if (!attach_socket.ok()) return attach_socket.status();
   attach_server_ = std::make_unique<AttachServer>(*std::move(attach_socket), pools, &sessions_,
                                                   reaper_.get(), &recaller_, loop_.get());
   if (absl::Status status = attach_server_->Start(); !status.ok()) return status;
 
   if (absl::Status status = StartGrpc(pools); !status.ok()) return status;
-  auto grpc_socket = run_directory_.Listen(layout::kGrpcSocketName, SOCK_STREAM);
+  auto grpc_socket = run_directory_.Listen(layout::kGrpcSocketName, SOCK_STREAM, kept);
   if (!grpc_socket.ok()) return grpc_socket.status();
   grpc_listener_ = std::make_unique<GrpcListener>(
       *std::move(grpc_socket),
@@ -161,7 +171,7 @@ absl::Status Daemon::Serve() {
 // it the event travels on to that one. Synchronous services beside a completion queue do not poll;
 // services of the callback API, gRPC's own health service among them, would.
 absl::Status Daemon::StartGrpc(const std::vector<Pool*>& pools) {
-  admin_service_ = std::make_unique<AdminService>(pools, &recaller_, absl::Now());
+  admin_service_ = std::make_unique<AdminService>(pools, &recaller_, store_, absl::Now());
   pool_service_ = std::make_unique<PoolService>(&sessions_, pools);
   health_service_.SetServing("");
   for (const Pool* pool : pools) health_service_.SetServing(HealthServiceOf(pool->name()));

@@ -4,6 +4,9 @@
 //   health says NOT_SERVING ─▶ socket names go, listeners close ─▶ each stream ends with
 //   UNAVAILABLE after its answer, other calls finish, within the grace period ─▶ all ends
 // Clients keep what they have mapped; their lifelines end.
+//
+// A daemon that has an FdStore starts with what its predecessor kept there (fd_store.h): each part
+// takes its own by their names, and what nobody takes is closed and forgotten.
 
 #ifndef SPANPOOL_SERVER_DAEMON_H_
 #define SPANPOOL_SERVER_DAEMON_H_
@@ -20,6 +23,7 @@
 #include "server/attach_server.h"
 #include "server/config.h"
 #include "server/event_loop.h"
+#include "server/fd_store.h"
 #include "server/grpc_listener.h"
 #include "server/health_service.h"
 #include "server/housekeeper.h"
@@ -36,9 +40,13 @@ namespace spanpool {
 class Daemon {
  public:
   // Serves `config`, whose gaps are filled in.
+  // `store` outlives the daemon, or is null: nothing outlives it. `kept` is what a predecessor left
+  // in that store.
   //   ALREADY_EXISTS  another daemon serves the run directory
+  //   DATA_LOSS       it will not serve what its predecessor left
   //   and whatever is wrong with the run directory, or short
-  static absl::StatusOr<std::unique_ptr<Daemon>> Start(DaemonConfig config);
+  static absl::StatusOr<std::unique_ptr<Daemon>> Start(DaemonConfig config,
+                                                       FdStore* store = nullptr, KeptFds kept = {});
   ~Daemon();  // stops
   Daemon(const Daemon&) = delete;
   Daemon& operator=(const Daemon&) = delete;
@@ -50,13 +58,15 @@ class Daemon {
   const std::vector<std::unique_ptr<Pool>>& pools() const { return pools_; }
 
  private:
-  Daemon(DaemonConfig config, RunDirectory run_directory);
+  Daemon(DaemonConfig config, FdStore* store, RunDirectory run_directory);
 
-  absl::Status Serve();
+  // Takes what it needs out of `kept`.
+  absl::Status Serve(KeptFds* kept);
   absl::Status StartGrpc(const std::vector<Pool*>& pools);
   GrpcListener::Role RoleOf(const PeerIdentity& peer) const;
 
   const DaemonConfig config_;
+  FdStore* const store_;  // may be null
   RunDirectory run_directory_;
   const MemoryLimit memory_;
   SessionTable sessions_;

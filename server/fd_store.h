@@ -38,6 +38,9 @@ class FdStore {
 
   // Closes what is kept by that name, if anything. Never waits.
   virtual void Forget(const std::string& name) = 0;
+
+  // Whether a successor would get what is kept. Once false, it stays so. Cheap.
+  virtual bool restart_safe() const { return true; }
 };
 
 }  // namespace spanpool

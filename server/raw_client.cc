@@ -37,6 +37,7 @@ DaemonProcess::DaemonProcess(const std::string& binary, std::vector<std::string>
   }
   arguments.insert(arguments.begin(), binary);
   arguments.push_back("--run_dir=" + run_dir_);
+  arguments.push_back("--fd_store=none");
   std::vector<char*> argv;
   for (std::string& argument : arguments) argv.push_back(argument.data());
   argv.push_back(nullptr);

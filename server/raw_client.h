@@ -27,7 +27,8 @@ namespace spanpool {
 // A spanpoold process, its run directory a fresh one below /tmp.
 class DaemonProcess {
  public:
-  // Starts `binary` with `arguments` and waits for READY, or for its end.
+  // Starts `binary` with `arguments` and waits for READY, or for its end. One process, without a
+  // keeper: what is killed is all there is.
   explicit DaemonProcess(const std::string& binary, std::vector<std::string> arguments = {},
                          std::string run_dir = "");
   ~DaemonProcess();  // kills it

@@ -43,9 +43,42 @@ std::string ReadPid(int fd) {
       absl::StripAsciiWhitespace(absl::string_view(text, static_cast<size_t>(length))));
 }
 
+constexpr char kLockName[] = "run/lock";
+
+layout::UniqueFd Take(const std::string& name, KeptFds* kept) {
+  if (kept == nullptr) return layout::UniqueFd();
+  const auto found = kept->find(name);
+  if (found == kept->end()) return layout::UniqueFd();
+  layout::UniqueFd fd = std::move(found->second);
+  kept->erase(found);
+  return fd;
+}
+
+bool IsFile(int fd, const std::string& path) {
+  struct stat is, should;
+  return fstat(fd, &is) == 0 && stat(path.c_str(), &should) == 0 && is.st_dev == should.st_dev &&
+         is.st_ino == should.st_ino;
+}
+
+int SocketOption(int fd, int option) {
+  int value = 0;
+  socklen_t length = sizeof(value);
+  return getsockopt(fd, SOL_SOCKET, option, &value, &length) == 0 ? value : -1;
+}
+
+absl::Status WritePid(int fd, const std::string& path) {
+  const std::string pid = absl::StrCat(getpid(), "\n");
+  if (ftruncate(fd, 0) != 0 ||
+      pwrite(fd, pid.data(), pid.size(), 0) != static_cast<ssize_t>(pid.size())) {
+    return ErrnoError(errno, absl::StrCat("cannot write ", path));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
-absl::StatusOr<RunDirectory> RunDirectory::Open(const std::string& path) {
+absl::StatusOr<RunDirectory> RunDirectory::Open(const std::string& path, FdStore* store,
+                                                KeptFds* kept) {
   if (path.empty()) return absl::InvalidArgumentError("the run directory's path is empty");
   if (absl::Status status = MakeFolders(path); !status.ok()) return status;
   struct stat info;
@@ -57,6 +90,14 @@ absl::StatusOr<RunDirectory> RunDirectory::Open(const std::string& path) {
         absl::StrCat("run directory ", path, " is not a folder; name another with --run_dir"));
   }
   const std::string lock_path = path + "/lock";
+  // It is locked for as long as one process has the descriptor.
+  if (layout::UniqueFd lock = Take(kLockName, kept);
+      lock.valid() && IsFile(lock.get(), lock_path)) {
+    if (absl::Status status = WritePid(lock.get(), lock_path); !status.ok()) return status;
+    RunDirectory directory(path, store, std::move(lock));
+    directory.inherited_ = true;
+    return directory;
+  }
   layout::UniqueFd lock(open(lock_path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644));
   if (!lock.valid()) {
     return ErrnoError(errno, absl::StrCat("cannot write in run directory ", path, " (", lock_path,
@@ -69,18 +110,41 @@ absl::StatusOr<RunDirectory> RunDirectory::Open(const std::string& path) {
         absl::StrCat("another spanpoold", pid.empty() ? "" : absl::StrCat(" (pid ", pid, ")"),
                      " serves ", path, "; stop it, or name another folder with --run_dir"));
   }
-  const std::string pid = absl::StrCat(getpid(), "\n");
-  if (ftruncate(lock.get(), 0) != 0 ||
-      pwrite(lock.get(), pid.data(), pid.size(), 0) != static_cast<ssize_t>(pid.size())) {
-    return ErrnoError(errno, absl::StrCat("cannot write ", lock_path));
-  }
-  return RunDirectory(path, std::move(lock));
+  if (absl::Status status = WritePid(lock.get(), lock_path); !status.ok()) return status;
+  if (absl::Status status = Keep(store, kLockName, lock.get()); !status.ok()) return status;
+  return RunDirectory(path, store, std::move(lock));
+}
+
+absl::Status RunDirectory::Keep(FdStore* store, const std::string& name, int fd) {
+  if (store == nullptr) return absl::OkStatus();
+  const absl::Status status = store->Keep({{name, fd}});
+  // Serving goes on without anybody to keep it; restart_safe() says so.
+  return absl::IsUnavailable(status) ? absl::OkStatus() : status;
+}
+
+layout::UniqueFd RunDirectory::TakeListener(const std::string& name, int type,
+                                            KeptFds* kept) const {
+  layout::UniqueFd fd = Take(absl::StrCat("run/", name), kept);
+  struct stat info;
+  // Whoever has the lock made the name, and only one socket is bound to it.
+  const bool leads_there = inherited_ && stat(absl::StrCat(path_, "/", name).c_str(), &info) == 0 &&
+                           S_ISSOCK(info.st_mode);
+  const bool listens = fd.valid() && SocketOption(fd.get(), SO_ACCEPTCONN) == 1 &&
+                       SocketOption(fd.get(), SO_TYPE) == type;
+  return leads_there && listens ? std::move(fd) : layout::UniqueFd();
 }
 
 RunDirectory::~RunDirectory() { RemoveSockets(); }
 
-absl::StatusOr<layout::UniqueFd> RunDirectory::Listen(const std::string& name, int type) {
+absl::StatusOr<layout::UniqueFd> RunDirectory::Listen(const std::string& name, int type,
+                                                      KeptFds* kept) {
   const std::string path = absl::StrCat(path_, "/", name);
+  struct stat info;
+  if (layout::UniqueFd fd = TakeListener(name, type, kept);
+      fd.valid() && stat(path.c_str(), &info) == 0) {
+    sockets_.push_back({path, info.st_dev, info.st_ino});
+    return fd;
+  }
   const std::string bound_path = absl::StrCat(path_, "/.", name);
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
@@ -100,7 +164,6 @@ absl::StatusOr<layout::UniqueFd> RunDirectory::Listen(const std::string& name, i
   if (bind(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
     return ErrnoError(errno, absl::StrCat("cannot bind ", bound_path));
   }
-  struct stat info;
   if (chmod(bound_path.c_str(), 0666) != 0 || listen(fd.get(), kBacklog) != 0 ||
       stat(bound_path.c_str(), &info) != 0 || rename(bound_path.c_str(), path.c_str()) != 0) {
     const int error = errno;
@@ -108,6 +171,9 @@ absl::StatusOr<layout::UniqueFd> RunDirectory::Listen(const std::string& name, i
     return ErrnoError(error, absl::StrCat("cannot put socket ", path, " in place"));
   }
   sockets_.push_back({path, info.st_dev, info.st_ino});
+  if (absl::Status status = Keep(store_, absl::StrCat("run/", name), fd.get()); !status.ok()) {
+    return status;
+  }
   return fd;
 }
 

@@ -11,12 +11,37 @@
 #include <filesystem>
 #include <fstream>
 
+#include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/types/span.h"
+#include "proto/layout/packet.h"
+#include "server/fd_store.h"
 
 namespace spanpool {
 namespace {
 
 using testing::HasSubstr;
+
+// Keeps in this process what a successor is to get.
+class FakeStore final : public FdStore {
+ public:
+  absl::Status Keep(absl::Span<const NamedFd> fds) override {
+    if (!answer.ok()) return answer;
+    for (const NamedFd& fd : fds) kept[fd.name] = layout::UniqueFd(dup(fd.fd));
+    return absl::OkStatus();
+  }
+  void Forget(const std::string& name) override { kept.erase(name); }
+
+  // What the next process is given.
+  KeptFds ForSuccessor() const {
+    KeptFds given;
+    for (const auto& [name, fd] : kept) given[name] = layout::UniqueFd(dup(fd.get()));
+    return given;
+  }
+
+  absl::Status answer;
+  KeptFds kept;
+};
 
 class RunDirectoryTest : public testing::Test {
  protected:
@@ -110,6 +135,126 @@ TEST_F(RunDirectoryTest, APathTooLongForASocketIsRefusedWithItsLength) {
   const auto fd = directory->Listen("attach.sock", SOCK_SEQPACKET);
   EXPECT_EQ(fd.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(fd.status().message(), HasSubstr("shorter --run_dir"));
+}
+
+// Across processes. That a predecessor was killed is here that its descriptors were closed and
+// nothing else was done.
+
+class InheritedRunDirectoryTest : public RunDirectoryTest {
+ protected:
+  // A daemon that serves both sockets and is killed: its names are out of its reach when it goes.
+  void ServeAndDie() {
+    {
+      auto directory = RunDirectory::Open(root_, &store_);
+      ASSERT_TRUE(directory.ok()) << directory.status();
+      ASSERT_TRUE(directory->Listen("attach.sock", SOCK_SEQPACKET).ok());
+      ASSERT_TRUE(directory->Listen("grpc.sock", SOCK_STREAM).ok());
+      std::filesystem::rename(root_ + "/attach.sock", root_ + "/attach");
+      std::filesystem::rename(root_ + "/grpc.sock", root_ + "/grpc");
+    }
+    std::filesystem::rename(root_ + "/attach", root_ + "/attach.sock");
+    std::filesystem::rename(root_ + "/grpc", root_ + "/grpc.sock");
+  }
+
+  FakeStore store_;
+};
+
+TEST_F(InheritedRunDirectoryTest, WhoConnectsWhileNobodyServesIsAcceptedByTheSuccessor) {
+  ServeAndDie();
+  EXPECT_TRUE(CanConnect(root_ + "/attach.sock", SOCK_SEQPACKET));
+  KeptFds kept = store_.ForSuccessor();
+  auto next = RunDirectory::Open(root_, &store_, &kept);
+  ASSERT_TRUE(next.ok()) << next.status();
+  auto fd = next->Listen("attach.sock", SOCK_SEQPACKET, &kept);
+  ASSERT_TRUE(fd.ok()) << fd.status();
+  layout::UniqueFd accepted(accept4(fd->get(), nullptr, nullptr, SOCK_CLOEXEC));
+  EXPECT_TRUE(accepted.valid());
+  ASSERT_TRUE(next->Listen("grpc.sock", SOCK_STREAM, &kept).ok());
+  EXPECT_TRUE(kept.empty());
+  // Its own stop removes the names as ever.
+  next->RemoveSockets();
+  EXPECT_FALSE(std::filesystem::exists(root_ + "/attach.sock"));
+  EXPECT_FALSE(std::filesystem::exists(root_ + "/grpc.sock"));
+}
+
+TEST_F(InheritedRunDirectoryTest, TheLockIsHeldWhileNobodyServes) {
+  ServeAndDie();
+  EXPECT_EQ(RunDirectory::Open(root_).status().code(), absl::StatusCode::kAlreadyExists);
+  KeptFds kept = store_.ForSuccessor();
+  auto next = RunDirectory::Open(root_, &store_, &kept);
+  ASSERT_TRUE(next.ok()) << next.status();
+  EXPECT_EQ(RunDirectory::Open(root_).status().code(), absl::StatusCode::kAlreadyExists);
+}
+
+TEST_F(InheritedRunDirectoryTest, ANameThatIsGoneIsMadeAnewAndKept) {
+  ServeAndDie();
+  std::filesystem::remove(root_ + "/attach.sock");
+  KeptFds kept = store_.ForSuccessor();
+  auto next = RunDirectory::Open(root_, &store_, &kept);
+  ASSERT_TRUE(next.ok()) << next.status();
+  ASSERT_TRUE(next->Listen("attach.sock", SOCK_SEQPACKET, &kept).ok());
+  EXPECT_TRUE(CanConnect(root_ + "/attach.sock", SOCK_SEQPACKET));
+  // The one that is kept is the one that the name leads to.
+  layout::UniqueFd accepted(
+      accept4(store_.kept["run/attach.sock"].get(), nullptr, nullptr, SOCK_CLOEXEC));
+  EXPECT_TRUE(accepted.valid());
+}
+
+TEST_F(InheritedRunDirectoryTest, WhatWasKeptForAnotherFolderIsNotUsed) {
+  ServeAndDie();
+  KeptFds kept = store_.ForSuccessor();
+  auto other = RunDirectory::Open(root_ + "/other", &store_, &kept);
+  ASSERT_TRUE(other.ok()) << other.status();
+  ASSERT_TRUE(other->Listen("attach.sock", SOCK_SEQPACKET, &kept).ok());
+  EXPECT_TRUE(CanConnect(root_ + "/other/attach.sock", SOCK_SEQPACKET));
+  EXPECT_EQ(RunDirectory::Open(root_ + "/other").status().code(), absl::StatusCode::kAlreadyExists);
+}
+
+TEST_F(InheritedRunDirectoryTest, WhatIsNoListeningSocketOfTheTypeIsNotUsed) {
+  ServeAndDie();
+  KeptFds kept = store_.ForSuccessor();
+  kept["run/attach.sock"] = layout::UniqueFd(dup(kept["run/grpc.sock"].get()));
+  kept["run/grpc.sock"] = layout::UniqueFd(dup(kept["run/lock"].get()));
+  auto next = RunDirectory::Open(root_, &store_, &kept);
+  ASSERT_TRUE(next.ok()) << next.status();
+  ASSERT_TRUE(next->Listen("attach.sock", SOCK_SEQPACKET, &kept).ok());
+  ASSERT_TRUE(next->Listen("grpc.sock", SOCK_STREAM, &kept).ok());
+  EXPECT_TRUE(CanConnect(root_ + "/attach.sock", SOCK_SEQPACKET));
+  EXPECT_TRUE(CanConnect(root_ + "/grpc.sock", SOCK_STREAM));
+}
+
+TEST_F(InheritedRunDirectoryTest, ASuccessorThatCannotFollowLeavesTheNames) {
+  ServeAndDie();
+  {
+    KeptFds kept = store_.ForSuccessor();
+    auto next = RunDirectory::Open(root_, &store_, &kept);
+    ASSERT_TRUE(next.ok()) << next.status();
+    ASSERT_TRUE(next->Listen("attach.sock", SOCK_SEQPACKET, &kept).ok());
+    next->LeaveInherited();
+  }
+  EXPECT_TRUE(CanConnect(root_ + "/attach.sock", SOCK_SEQPACKET));
+}
+
+TEST_F(InheritedRunDirectoryTest, OneThatInheritedNothingLeavesNoName) {
+  {
+    auto first = RunDirectory::Open(root_, &store_);
+    ASSERT_TRUE(first.ok());
+    ASSERT_TRUE(first->Listen("attach.sock", SOCK_SEQPACKET).ok());
+    first->LeaveInherited();
+  }
+  EXPECT_FALSE(std::filesystem::exists(root_ + "/attach.sock"));
+}
+
+TEST_F(InheritedRunDirectoryTest, ServingGoesOnIfNobodyKeepsAndEndsIfTheStoreIsFull) {
+  store_.answer = absl::UnavailableError("gone");
+  {
+    auto directory = RunDirectory::Open(root_, &store_);
+    ASSERT_TRUE(directory.ok()) << directory.status();
+    EXPECT_TRUE(directory->Listen("attach.sock", SOCK_SEQPACKET).ok());
+  }
+  store_.answer = absl::ResourceExhaustedError("full");
+  EXPECT_EQ(RunDirectory::Open(root_, &store_).status().code(),
+            absl::StatusCode::kResourceExhausted);
 }
 
 }  // namespace

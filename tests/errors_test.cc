@@ -164,12 +164,12 @@ TEST(Errors, ASecondDaemonOnTheSameDirectoryIsRefused) {
 TEST(Errors, ADaemonKilledAndStartedAgainOnItsDirectoryServes) {
   const std::string dir = TemporaryDirectory();
   {
-    Process first({Runfile("server/spanpoold"), "--run_dir", dir});
+    Process first({Runfile("server/spanpoold"), "--run_dir", dir, "--fd_store=none"});
     ASSERT_EQ(first.ReadLine(), "READY");
     first.Signal(SIGKILL);
     first.Wait();
   }
-  Process second({Runfile("server/spanpoold"), "--run_dir", dir});
+  Process second({Runfile("server/spanpoold"), "--run_dir", dir, "--fd_store=none"});
   EXPECT_EQ(second.ReadLine(), "READY") << second.standard_error();
   Actor client;
   client.Must("attach " + dir);
@@ -225,7 +225,7 @@ TEST(Errors, SigtermDrainsRemovesTheSocketsAndExitsZero) {
   EXPECT_EQ(client.Do("allocate c 50000000").status().code(), absl::StatusCode::kUnavailable);
 }
 
-TEST(Errors, SignalsThatMeanNothingYetAreLoggedAndIgnored) {
+TEST(Errors, SignalsThatMeanNothingWithoutAKeeperAreLoggedAndIgnored) {
   Daemon daemon;
   Actor client;
   client.Must("attach " + daemon.run_dir());

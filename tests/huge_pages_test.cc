@@ -248,7 +248,7 @@ TEST_F(HugePagesTest, AnotherDaemonStartsWhenThePagesOfTheLastAreFree) {
   std::ofstream(config) << ConfigWith(kLimit);
   const auto start = [&] {
     return std::make_unique<Process>(std::vector<std::string>{
-        Runfile("server/spanpoold"), "--run_dir", run_dir, "--config", config});
+        Runfile("server/spanpoold"), "--run_dir", run_dir, "--config", config, "--fd_store=none"});
   };
   Actor client;
   {

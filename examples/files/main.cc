@@ -223,7 +223,8 @@ int Demo(const std::string& spanpoold, const std::string& spanpool,
   Child daemon = Child::Fork([&] {
     const int fd = open(log.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
     if (fd >= 0) dup2(fd, STDERR_FILENO);
-    return Exec({spanpoold, "--run_dir", run_dir, "--limit", kLimit});
+    // One process, which ends with this one whatever happens.
+    return Exec({spanpoold, "--run_dir", run_dir, "--limit", kLimit, "--fd_store=none"});
   });
   const auto show_log = [&] { std::cerr << std::ifstream(log).rdbuf(); };
   bool ready = false;

@@ -60,6 +60,18 @@ TEST_F(Packages, SystemdUnderstandsTheUnit) {
   EXPECT_TRUE(fs::exists(root() + "/usr/share/man/man8/spanpoold.8.gz"));
 }
 
+TEST_F(Packages, TheUnitHasSystemdKeepWhatTheNextProcessNeeds) {
+  std::ostringstream text;
+  text << std::ifstream(unit()).rdbuf();
+  for (const char* line : {"ExecStart=/usr/bin/spanpoold --fd_store=systemd ", "Type=notify\n",
+                           "NotifyAccess=main\n", "Restart=always\n", "StartLimitIntervalSec=0\n",
+                           "RestartKillSignal=SIGUSR2\n", "SuccessExitStatus=3\n",
+                           // The daemon is told how many it may have kept.
+                           "FileDescriptorStoreMax=16384\n", "Environment=FDSTORE=16384\n"}) {
+    EXPECT_THAT(text.str(), HasSubstr(std::string("\n") + line));
+  }
+}
+
 TEST_F(Packages, TheUnitIsExposedAtMost3_0) {
   // In tenths; 10.0 is a service without any protection.
   const ShellResult security =
@@ -101,7 +113,7 @@ TEST_F(Packages, TheConfigurationIsTakenAsItIs) {
   ASSERT_TRUE(Shell(absl::StrCat("sed 's#/run/spanpool#", folder(), "/run#' ", root(),
                                  "/etc/spanpool/spanpoold.textproto > ", config))
                   .ok());
-  Process daemon({root() + "/usr/bin/spanpoold", "--config", config});
+  Process daemon({root() + "/usr/bin/spanpoold", "--config", config, "--fd_store=none"});
   EXPECT_EQ(daemon.ReadLine(), "READY") << daemon.standard_error();
 }
 

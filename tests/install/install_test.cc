@@ -56,8 +56,9 @@ class Install : public ::testing::Test {
     setenv("PKG_CONFIG_PATH", (prefix() + "/lib/pkgconfig").c_str(), 1);
     // The installed daemon, not the one beside the test.
     fs::create_directory(folder("run"));
-    daemon_ = new std::unique_ptr<Process>(new Process(
-        {prefix() + "/bin/spanpoold", "--run_dir", folder("run"), "--limit", "268435456"}));
+    daemon_ = new std::unique_ptr<Process>(
+        new Process({prefix() + "/bin/spanpoold", "--run_dir", folder("run"), "--limit",
+                     "268435456", "--fd_store=none"}));
     ASSERT_EQ((*daemon_)->ReadLine(), "READY") << (*daemon_)->standard_error();
     setenv("SPANPOOL_TARGET", folder("run").c_str(), 1);
   }

@@ -2,6 +2,7 @@
 
 #include <grpcpp/grpcpp.h>
 #include <poll.h>
+#include <signal.h>
 #include <sys/stat.h>
 
 #include <chrono>
@@ -21,8 +22,10 @@ Daemon::Daemon(const Options& options) : run_dir_(TemporaryDirectory()) {
   if (options.audited) {
     std::ofstream(path) << options.config << "run_dir: \"" << run_dir_ << "\"\n";
     arguments = {Runfile("server/audited_daemon_main"), path};
+    if (options.kept) arguments.emplace_back("keeper");
   } else {
-    arguments = {Runfile("server/spanpoold"), "--run_dir", run_dir_};
+    arguments = {Runfile("server/spanpoold"), "--run_dir", run_dir_,
+                 options.kept ? "--fd_store=keeper" : "--fd_store=none"};
     arguments.insert(arguments.end(), options.flags.begin(), options.flags.end());
     if (!options.config.empty()) {
       std::ofstream(path) << options.config;
@@ -39,29 +42,46 @@ Daemon::Daemon(const Options& options) : run_dir_(TemporaryDirectory()) {
 }
 
 Daemon::~Daemon() {
+  // The first asks it to end, the second insists; a keeper that were merely killed would leave its
+  // worker.
+  process_->Signal(SIGTERM);
+  process_->Signal(SIGINT);
+  process_->Wait();
   process_.reset();
   std::filesystem::remove_all(run_dir_);
 }
 
-v1::PoolStatus Daemon::PoolStatus(const std::string& pool) {
-  grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(60));
+v1::GetStatusResponse Daemon::Status(const std::string& pool) {
+  const auto deadline = std::chrono::system_clock::now() + std::chrono::seconds(60);
   v1::GetStatusRequest request;
   request.set_pool(pool);
-  v1::GetStatusResponse response;
-  const grpc::Status status = admin_->GetStatus(&context, request, &response);
-  if (!status.ok() || response.pools_size() != 1) {
+  for (;;) {
+    grpc::ClientContext context;
+    context.set_deadline(deadline);
+    context.set_wait_for_ready(true);
+    v1::GetStatusResponse response;
+    const grpc::Status status = admin_->GetStatus(&context, request, &response);
+    if (status.ok()) return response;
+    // A worker that is killed in the middle of the call answers nothing; the next one will.
+    if (status.error_code() == grpc::StatusCode::UNAVAILABLE &&
+        std::chrono::system_clock::now() < deadline) {
+      poll(nullptr, 0, 1);
+      continue;
+    }
     std::fprintf(stderr, "GetStatus: %s\n%s\n", status.error_message().c_str(),
                  process_->standard_error().c_str());
     std::abort();
   }
-  return response.pools(0);
 }
+
+v1::PoolStatus Daemon::PoolStatus(const std::string& pool) { return Status(pool).pools(0); }
+
+pid_t Daemon::worker_pid() { return static_cast<pid_t>(Status().pid()); }
 
 uint64_t Daemon::MemoryBytes(const std::string& pool) {
   uint64_t bytes = 0;
   const std::string name = "/memfd:spanpool." + pool + ".";
-  const std::string directory = "/proc/" + std::to_string(process_->pid()) + "/fd";
+  const std::string directory = "/proc/" + std::to_string(worker_pid()) + "/fd";
   for (const auto& entry : std::filesystem::directory_iterator(directory)) {
     std::error_code gone;
     const std::string target = std::filesystem::read_symlink(entry.path(), gone).string();

@@ -17,20 +17,27 @@ namespace spanpool::testing {
 class Daemon {
  public:
   struct Options {
-    std::string config;  // text of a configuration file; empty = none
+    std::string config = {};  // text of a configuration file; empty = none
     std::vector<std::string> flags = {"--limit", "1073741824"};
     // One that can be asked for an audit. It takes `config`, which is not empty, and no flags.
     bool audited = false;
+    // With a keeper, which is process(). Without one there is a single process, and to kill it is
+    // to lose the pool.
+    bool kept = false;
   };
   // Starts a daemon and waits until it serves; aborts the test program if it does not.
   Daemon();
   explicit Daemon(const Options& options);
-  ~Daemon();
+  ~Daemon();  // ends it at once, its keeper too
 
   const std::string& run_dir() const { return run_dir_; }
   Process& process() { return *process_; }
+  // The process that serves: with a keeper, the worker of the moment. Waits until there is one.
+  pid_t worker_pid();
 
-  // GetStatus of one pool.
+  // GetStatus. Waits, while a worker is started, until it is answered.
+  v1::GetStatusResponse Status(const std::string& pool = "");
+  // Of one pool.
   v1::PoolStatus PoolStatus(const std::string& pool = "default");
   // What the kernel says is behind the pool's arenas, in bytes: memory for blocks, not tables.
   uint64_t MemoryBytes(const std::string& pool = "default");

@@ -56,7 +56,7 @@ struct ClientSpan {
   ClientSpan* previous = nullptr;
   ClientSpan* next_away = nullptr;
   ClientSpan* previous_away = nullptr;
-  enum class List : uint8_t { kNone, kPartial, kFull, kIdle } list = List::kNone;
+  enum class List : uint8_t { kNone, kPartial, kFull, kIdle, kDisowned } list = List::kNone;
 
   bool returnable() const { return available + away == blocks; }
   PoolOffset offset() const { return OffsetOf(pages.first); }

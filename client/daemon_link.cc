@@ -1,31 +1,24 @@
 #include "client/daemon_link.h"
 
-#include <fcntl.h>
-#include <poll.h>
-#include <sys/socket.h>
-#include <sys/time.h>
-#include <sys/un.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
-#include <cerrno>
-#include <cstddef>
 #include <cstring>
 #include <functional>
 #include <optional>
-#include <span>
 #include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "allocator/lock_rank.h"
 #include "client/daemon_names.h"
 #include "client/exchange_stream.h"
 #include "client/kept_connection.h"
+#include "client/lifeline.h"
 #include "client/name_source.h"
+#include "client/reconnection.h"
 #include "client/rpc_connection.h"
 #include "proto/layout/attach.h"
 #include "proto/layout/packet.h"
@@ -41,163 +34,49 @@ using layout::UniqueFd;
 // takes longer is stopped or hung.
 constexpr absl::Duration kPatience = absl::Seconds(5);
 
-absl::Status NoDaemon(const std::string& path, int error) {
-  return absl::UnavailableError(absl::StrCat("no daemon serves ", path, ": ", strerror(error),
-                                             "; start spanpoold, or name its run directory"));
-}
+// A daemon that hangs up instead of answering an attach request was killed just then: its successor
+// will answer. More than one such death in a row is a daemon that does not come up.
+constexpr int kAttachTries = 3;
 
-absl::StatusOr<UniqueFd> Connect(const std::string& path) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (path.size() >= sizeof(address.sun_path)) {
-    return absl::InvalidArgumentError(absl::StrCat(path, " is longer than the ",
-                                                   sizeof(address.sun_path) - 1,
-                                                   " bytes that a socket's path may have"));
-  }
-  std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
-  UniqueFd socket_fd(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
-  if (!socket_fd.valid()) {
-    return absl::ResourceExhaustedError(absl::StrCat("socket: ", strerror(errno)));
-  }
-  if (connect(socket_fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0) {
-    if (errno == EACCES) {
-      return absl::PermissionDeniedError(absl::StrCat("may not connect to ", path));
-    }
-    return NoDaemon(path, errno);
-  }
-  return socket_fd;
-}
-
-void SetReceiveTimeout(int socket, absl::Duration timeout) {
-  timeval value = absl::ToTimeval(std::max(timeout, absl::Milliseconds(1)));
-  setsockopt(socket, SOL_SOCKET, SO_RCVTIMEO, &value, sizeof(value));
-  setsockopt(socket, SOL_SOCKET, SO_SNDTIMEO, &value, sizeof(value));
-}
-
-// A reply's own words. Whatever was sent, they end somewhere.
-template <size_t N>
-std::string Text(const char (&field)[N]) {
-  return std::string(field, strnlen(field, N));
-}
-
-// The notice that `bytes` are, if they are one.
-std::optional<layout::RecallNotice> NoticeIn(std::span<const std::byte> bytes) {
-  layout::RecallNotice notice;
-  if (bytes.size() != sizeof(notice)) return std::nullopt;
-  std::memcpy(&notice, bytes.data(), sizeof(notice));
-  if (notice.header.magic != layout::kAttachMagic ||
-      notice.header.type != layout::AttachType::kRecallNotice) {
-    return std::nullopt;
-  }
-  return notice;
-}
-
-// Sends `request` and receives a `Reply`, whose code is turned into a status, with `fds`
-// descriptors if that is OK. Notices that come before it go to `on_notice`.
-template <typename Reply, typename Request, typename OnNotice>
-absl::StatusOr<std::vector<UniqueFd>> Call(int socket, const std::string& path,
-                                           const Request& request, size_t fds, Reply* reply,
-                                           const OnNotice& on_notice) {
-  const Reply expected = *reply;
-  if (absl::Status sent = layout::SendPacket(socket, layout::BytesOf(request)); !sent.ok()) {
-    return NoDaemon(path, EPIPE);
-  }
-  const auto buffer = std::as_writable_bytes(std::span<Reply, 1>(reply, 1));
-  absl::StatusOr<layout::Packet> packet;
-  for (;;) {
-    packet = layout::ReceivePacket(socket, buffer);
-    if (!packet.ok()) break;
-    const auto notice = NoticeIn(buffer.first(packet->truncated ? 0 : packet->bytes));
-    if (!notice.has_value()) break;
-    on_notice(*notice);
-  }
-  if (!packet.ok()) {
-    return absl::UnavailableError(
-        absl::StrCat("the daemon at ", path, " does not answer: ", packet.status().message()));
-  }
-  if (packet->bytes == 0) return NoDaemon(path, ECONNRESET);
-  if (packet->truncated || packet->bytes != sizeof(Reply) ||
-      reply->header.magic != layout::kAttachMagic || reply->header.type != expected.header.type) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("what answers at ", path, " does not speak this library's protocol, version ",
-                     layout::kLayoutVersion, ": install daemon and library of one version"));
-  }
-  if (reply->code != 0) {
-    return absl::Status(static_cast<absl::StatusCode>(reply->code), Text(reply->message));
-  }
-  if (reply->header.version != layout::kLayoutVersion) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("the daemon at ", path, " has protocol version ", reply->header.version,
-                     ", this library ", layout::kLayoutVersion, ": install both of one version"));
-  }
-  if (packet->fds.size() != fds) {
-    return absl::InternalError(absl::StrCat("the daemon sent ", packet->fds.size(),
-                                            " descriptors where ", fds, " were due; ulimit -n?"));
-  }
-  return std::move(packet->fds);
-}
+// Numbers in one part of an inventory, and returns in one message; the protocol's.
+constexpr int kMaxInventory = 16384;
+constexpr int kMaxReturns = 4096;
 
 class DaemonLink final : public SpanSource {
  public:
   DaemonLink(const std::string& run_directory, UniqueFd socket)
-      : attach_path_(run_directory + "/" + layout::kAttachSocketName),
-        grpc_path_(run_directory + "/" + layout::kGrpcSocketName),
-        socket_fd_(socket.get()),
-        socket_(std::move(socket)) {}
+      : grpc_path_(run_directory + "/" + layout::kGrpcSocketName),
+        lifeline_(run_directory + "/" + layout::kAttachSocketName, std::move(socket)),
+        reconnection_(grpc_path_, [this] { return lifeline_.ended(); }) {}
 
-  absl::Status Attach(const std::string& pool, Access access, PoolFacts* facts) {
-    layout::AttachRequest request;
-    if (pool.size() >= sizeof(request.pool) || pool.find('\0') != std::string::npos) {
-      return absl::InvalidArgumentError(absl::StrCat("\"", pool, "\" is no name of a pool"));
-    }
-    std::memcpy(request.pool, pool.data(), pool.size());
-    request.access =
-        access == Access::kReadOnly ? layout::AccessMode::kRead : layout::AccessMode::kWrite;
+  absl::Status Attach(const layout::AttachRequest& request, absl::Time deadline, PoolFacts* facts) {
     layout::AttachReply reply;
-    RankedMutexLock lock(&socket_mu_);
-    absl::StatusOr<std::vector<UniqueFd>> fds = CallLocked(request, 2, &reply);
+    absl::StatusOr<std::vector<UniqueFd>> fds = lifeline_.Attach(request, deadline, &reply);
     if (!fds.ok()) return fds.status();
     token_.assign(reinterpret_cast<const char*>(reply.token), sizeof(reply.token));
     facts->limit_bytes = reply.limit_bytes;
     facts->address_bytes = reply.address_bytes;
     facts->incarnation = reply.incarnation;
     facts->slot_capacity = reply.slot_capacity;
-    facts->writable = access == Access::kReadWrite;
+    facts->writable = request.access == layout::AccessMode::kWrite;
     facts->session_segment = std::move((*fds)[0]);
-    SetReceiveTimeout(socket_.get(), kPatience);
-    names_.emplace(grpc_path_, token_, [this] { return Connection(); });
+    names_.emplace(
+        grpc_path_, token_, [this] { return Connection(); }, &reconnection_);
+    SetNoticeCallback([] {});
     return absl::OkStatus();
   }
+  // Whether the daemon hung up.
+  bool lost() { return lifeline_.ended(); }
 
   absl::StatusOr<ExchangeResult> Exchange(absl::Span<const GrantSequence> returns,
                                           absl::Span<const SpanWish> wishes) override {
-    v1::ExchangeRequest request;
-    const std::shared_ptr<ExchangeStream> stream = Prepare(returns, &request);
-    for (const SpanWish& wish : wishes) {
-      v1::SpanWant* const want = request.add_wants();
-      want->set_span_class(wish.span_class.value());
-      want->set_spans(wish.spans);
-      want->set_pages(wish.pages.value());
-      want->set_alignment_pages(wish.alignment.value());
-    }
-    std::vector<uint64_t> sent;
-    for (const v1::SpanReturn& entry : request.returns()) sent.push_back(entry.grant_sequence());
     absl::StatusOr<v1::ExchangeResponse> response =
-        stream->Exchange(std::move(request), absl::Now() + kPatience);
-    if (!response.ok()) {
-      RankedMutexLock lock(&mu_);
-      to_return_.insert(to_return_.end(), sent.begin(), sent.end());
-      return absl::UnavailableError(absl::StrCat(
-          "the daemon at ", grpc_path_, " does not answer (", response.status().ToString(),
-          "); what is on loan stays valid; when it serves again, attach again"));
-    }
+        ExchangeUntil(absl::Now() + kPatience, returns, wishes);
+    if (!response.ok()) return response.status();
     ExchangeResult result;
     result.grants.reserve(static_cast<size_t>(response->grants_size()));
     for (const v1::SpanGrant& grant : response->grants()) {
-      if (grant.span_class() >= kNumSpanClasses) {
-        Remember(grant.sequence());
-        continue;
-      }
+      if (grant.span_class() >= kNumSpanClasses) continue;  // the handler has returned it
       result.grants.push_back(
           SpanGrant{GrantSequence(grant.sequence()),
                     PageRange{PageId(grant.first_page()), PageCount(grant.pages())},
@@ -214,121 +93,110 @@ class DaemonLink final : public SpanSource {
   }
 
   absl::StatusOr<ArenaFds> OpenArena(ArenaIndex arena) override {
-    layout::ArenaRequest request;
-    request.arena = arena.value();
-    layout::ArenaReply reply;
-    RankedMutexLock lock(&socket_mu_);
-    if (!socket_.valid()) return NoDaemon(attach_path_, ENOTCONN);
-    absl::StatusOr<std::vector<UniqueFd>> fds = CallLocked(request, 2, &reply);
-    if (!fds.ok()) {
-      if (absl::IsUnavailable(fds.status())) Disconnect();
-      return fds.status();
+    absl::StatusOr<ArenaFds> fds = lifeline_.OpenArena(arena, absl::Now() + kPatience);
+    if (absl::IsUnavailable(fds.status()) && lifeline_.ended()) {
+      return reconnection_.Lost(fds.status());
     }
-    return ArenaFds{std::move((*fds)[0]), std::move((*fds)[1])};
+    return fds;
   }
 
   absl::Status Detach() override {
     if (HasReturns()) Exchange({}, {}).status().IgnoreError();
-    RankedMutexLock lock(&socket_mu_);
-    if (!socket_.valid()) return NoDaemon(attach_path_, ENOTCONN);
-    layout::DetachReply reply;
-    return CallLocked(layout::DetachRequest(), 0, &reply).status();
+    return lifeline_.Detach(absl::Now() + kPatience);
   }
 
-  int notice_fd() const override { return socket_fd_; }
+  DaemonState state() override {
+    if (lifeline_.ended()) return DaemonState::kLost;
+    RankedMutexLock lock(&mu_);
+    return stream_ != nullptr && stream_->failed() ? DaemonState::kOffline
+                                                   : DaemonState::kConnected;
+  }
+
+  int notice_fd() const override { return lifeline_.fd(); }
 
   void SetNoticeCallback(std::function<void()> wake) override {
-    RankedMutexLock lock(&socket_mu_);
-    wake_ = std::move(wake);
+    wake_ = wake;
+    lifeline_.SetCallbacks(std::move(wake), [this] { reconnection_.WakeAll(); });
   }
 
   std::optional<RecallRequest> TakeRecall() override {
-    // Not the lock's business if there is nothing: who holds it may wait long for a reply.
-    pollfd readable{socket_fd_, POLLIN, 0};
-    // acquire: pairs with the release in Note.
-    if (!noted_.load(std::memory_order_acquire) && poll(&readable, 1, 0) <= 0) return std::nullopt;
-    RankedMutexLock lock(&socket_mu_);
-    std::byte bytes[sizeof(layout::RecallNotice)];
-    absl::StatusOr<layout::Packet> packet;
-    // What is no notice nobody asked for.
-    while ((packet = layout::ReceivePacket(socket_.get(), bytes, layout::Wait::kNo)).ok() &&
-           packet->bytes != 0) {
-      if (packet->truncated) continue;
-      if (const auto notice = NoticeIn(std::span(bytes).first(packet->bytes))) Note(*notice);
-    }
-    noted_.store(false, std::memory_order_relaxed);
-    return std::exchange(recall_, std::nullopt);
+    Lifeline::Notices notices = lifeline_.TakeNotices();
+    if (notices.resumed) exchange_due_.store(true, std::memory_order_relaxed);
+    if (lifeline_.ended()) reconnection_.WakeAll();
+    return notices.recall;
+  }
+  void AnswerRecall(const RecallRequest& recall) override { lifeline_.AnswerRecall(recall.number); }
+  bool TakeExchangeDue() override {
+    return exchange_due_.exchange(false, std::memory_order_relaxed);
   }
 
-  void AnswerRecall(const RecallRequest& recall) override {
-    layout::RecallAnswer answer;
-    answer.recall = recall.number;
-    // Without the lock: the socket is never closed, and a packet is sent whole. If it cannot be
-    // sent there is no daemon any more that waits for it.
-    layout::SendPacket(socket_fd_, layout::BytesOf(answer)).IgnoreError();
+  std::vector<GrantSequence> TakeUnknown() override {
+    // acquire: pairs with the release in Enter.
+    if (!has_unknown_.exchange(false, std::memory_order_acquire)) return {};
+    RankedMutexLock lock(&grants_mu_);
+    return std::exchange(unknown_, {});
   }
 
   NameSource* names() override { return names_.has_value() ? &*names_ : nullptr; }
 
   void AbandonInChild() override ABSL_NO_THREAD_SAFETY_ANALYSIS {
-    // The child's copy would keep the lifeline open after the parent's end. The object itself is
-    // the parent's: in the child it is never destroyed.
-    close(socket_fd_);
+    // The object itself is the parent's: in the child it is never destroyed.
+    lifeline_.AbandonInChild();
     connection_.AbandonInChild();
     if (names_.has_value()) names_->AbandonInChild();
   }
 
  private:
-  // After a request that was not answered, a late answer would be taken for the next one's.
-  void Disconnect() ABSL_EXCLUSIVE_LOCKS_REQUIRED(socket_mu_) {
-    shutdown(socket_.get(), SHUT_RDWR);
-  }
-
-  template <typename Reply, typename Request>
-  absl::StatusOr<std::vector<UniqueFd>> CallLocked(const Request& request, size_t fds, Reply* reply)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(socket_mu_) {
-    bool noticed = false;
-    auto result = Call(socket_.get(), attach_path_, request, fds, reply,
-                       [&](const layout::RecallNotice& notice) ABSL_NO_THREAD_SAFETY_ANALYSIS {
-                         Note(notice);
-                         noticed = true;
-                       });
-    if (noticed && wake_ != nullptr) wake_();
-    return result;
-  }
-
-  void Note(const layout::RecallNotice& notice) ABSL_EXCLUSIVE_LOCKS_REQUIRED(socket_mu_) {
-    recall_ = RecallRequest{notice.recall, notice.bytes};
-    noted_.store(true, std::memory_order_release);
-  }
-
-  void Remember(uint64_t sequence) ABSL_LOCKS_EXCLUDED(mu_) {
-    RankedMutexLock lock(&mu_);
-    to_return_.push_back(sequence);
-  }
-
-  // The stream to use, a new one if the last has failed, and the returns that its next message has
-  // room for.
-  std::shared_ptr<ExchangeStream> Prepare(absl::Span<const GrantSequence> returns,
-                                          v1::ExchangeRequest* request) ABSL_LOCKS_EXCLUDED(mu_) {
-    RankedMutexLock lock(&mu_);
-    if (stream_ == nullptr || stream_->failed()) {
-      stream_ = nullptr;
-      stream_ = std::make_shared<ExchangeStream>(connection_.Get(), token_,
-                                                 [this](const v1::ExchangeResponse& late) {
-                                                   RankedMutexLock lock(&orphans_mu_);
-                                                   for (const v1::SpanGrant& grant : late.grants())
-                                                     orphans_.push_back(grant.sequence());
-                                                 });
+  // One message and its answer, on as many streams as it takes.
+  absl::StatusOr<v1::ExchangeResponse> ExchangeUntil(absl::Time deadline,
+                                                     absl::Span<const GrantSequence> returns,
+                                                     absl::Span<const SpanWish> wishes) {
+    absl::Status why;
+    for (;;) {
+      v1::ExchangeRequest request;
+      const std::shared_ptr<ExchangeStream> stream = Prepare(returns, &request);
+      if (stream != nullptr) {
+        for (const SpanWish& wish : wishes) {
+          v1::SpanWant* const want = request.add_wants();
+          want->set_span_class(wish.span_class.value());
+          want->set_spans(wish.spans);
+          want->set_pages(wish.pages.value());
+          want->set_alignment_pages(wish.alignment.value());
+        }
+        absl::StatusOr<v1::ExchangeResponse> response =
+            stream->Exchange(std::move(request), deadline);
+        if (response.ok()) {
+          reconnection_.NoteAnswer();
+          return response;
+        }
+        why = response.status();
+        if (absl::IsDeadlineExceeded(why) && !stream->failed()) return reconnection_.NoAnswer();
+        if (absl::Status lost = reconnection_.LostIfRefused(why); !lost.ok()) return lost;
+      }
+      if (absl::Status go_on = reconnection_.Await(deadline, why); !go_on.ok()) return go_on;
     }
+  }
+
+  // The stream to use, a new one if the last has failed; null if it is not yet time for that. With
+  // the returns, and others that there is room for.
+  std::shared_ptr<ExchangeStream> Prepare(absl::Span<const GrantSequence> returns,
+                                          v1::ExchangeRequest* request)
+      ABSL_LOCKS_EXCLUDED(mu_, grants_mu_) {
+    RankedMutexLock lock(&mu_);
     {
-      RankedMutexLock orphans_lock(&orphans_mu_);
-      to_return_.insert(to_return_.end(), orphans_.begin(), orphans_.end());
-      orphans_.clear();
+      // Whatever becomes of the message, no later inventory has them: so the daemon takes them
+      // back.
+      RankedMutexLock grants_lock(&grants_mu_);
+      for (const GrantSequence sequence : returns) held_.erase(sequence.value());
+    }
+    if (stream_ == nullptr || stream_->failed()) {
+      if (!reconnection_.TakeTurn()) return nullptr;
+      OpenStreamLocked();
     }
     for (const GrantSequence sequence : returns) {
       request->add_returns()->set_grant_sequence(sequence.value());
     }
+    RankedMutexLock grants_lock(&grants_mu_);
     while (!to_return_.empty() && request->returns_size() < kMaxReturns) {
       request->add_returns()->set_grant_sequence(to_return_.back());
       to_return_.pop_back();
@@ -336,40 +204,88 @@ class DaemonLink final : public SpanSource {
     return stream_;
   }
 
+  // Every stream of the session but the first begins with the inventory. It is on its way before
+  // another thread can use the stream.
+  void OpenStreamLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    const bool first = stream_ == nullptr;
+    stream_ = std::make_shared<ExchangeStream>(
+        connection_.Get(), token_,
+        [this](const v1::ExchangeResponse& answer, bool awaited) { Enter(answer, awaited); });
+    if (first) return;
+    std::vector<uint64_t> sequences;
+    {
+      RankedMutexLock lock(&grants_mu_);
+      sequences.assign(held_.begin(), held_.end());
+      to_return_.clear();
+    }
+    std::sort(sequences.begin(), sequences.end());
+    uint64_t before = 0;
+    auto next = sequences.begin();
+    do {
+      v1::ExchangeRequest part;
+      v1::Inventory& inventory = *part.mutable_inventory();
+      while (next != sequences.end() && inventory.sequence_deltas_size() < kMaxInventory) {
+        inventory.add_sequence_deltas(*next - before);
+        before = *next++;
+      }
+      inventory.set_more(next != sequences.end());
+      stream_->Send(std::move(part));
+    } while (next != sequences.end());
+  }
+
+  // Enters what an answer says of grants.
+  void Enter(const v1::ExchangeResponse& answer, bool awaited) ABSL_LOCKS_EXCLUDED(grants_mu_) {
+    {
+      RankedMutexLock lock(&grants_mu_);
+      for (const v1::SpanGrant& grant : answer.grants()) {
+        if (awaited && grant.span_class() < kNumSpanClasses) {
+          held_.insert(grant.sequence());
+        } else {
+          to_return_.push_back(grant.sequence());
+        }
+      }
+      for (const uint64_t sequence : answer.unknown()) {
+        if (held_.erase(sequence) != 0) unknown_.push_back(GrantSequence(sequence));
+      }
+    }
+    const bool late = !awaited && answer.grants_size() != 0;
+    if (late) exchange_due_.store(true, std::memory_order_relaxed);
+    if (answer.unknown_size() != 0) has_unknown_.store(true, std::memory_order_release);
+    if (late || answer.unknown_size() != 0) wake_();
+  }
+
   std::shared_ptr<RpcConnection> Connection() ABSL_LOCKS_EXCLUDED(mu_) {
     RankedMutexLock lock(&mu_);
+    if (!connection_.usable() && !reconnection_.TakeTurn()) return nullptr;
     return connection_.Get();
   }
 
-  bool HasReturns() ABSL_LOCKS_EXCLUDED(mu_) {
-    RankedMutexLock lock(&mu_);
-    RankedMutexLock orphans_lock(&orphans_mu_);
-    return !to_return_.empty() || !orphans_.empty();
+  bool HasReturns() ABSL_LOCKS_EXCLUDED(grants_mu_) {
+    RankedMutexLock lock(&grants_mu_);
+    return !to_return_.empty();
   }
 
-  static constexpr int kMaxReturns = 4096;  // per message, the protocol's
-
-  const std::string attach_path_;
+  // Constant once attached.
   const std::string grpc_path_;
-  const int socket_fd_;
+  std::string token_;
+  std::function<void()> wake_ = [] {};
+  std::optional<DaemonNames> names_;
 
-  RankedMutex socket_mu_{LockRank::kLink};
-  UniqueFd socket_ ABSL_GUARDED_BY(socket_mu_);
-  std::optional<RecallRequest> recall_ ABSL_GUARDED_BY(socket_mu_);
-  std::atomic<bool> noted_{false};  // recall_ has one
-  std::function<void()> wake_ ABSL_GUARDED_BY(socket_mu_);
+  Lifeline lifeline_;
+  Reconnection reconnection_;
+  std::atomic<bool> exchange_due_{false};
+  std::atomic<bool> has_unknown_{false};
 
-  // Of answers that came too late. Locked inside a stream's lock; outlives the stream.
-  RankedMutex orphans_mu_{LockRank::kLeaf};
-  std::vector<uint64_t> orphans_ ABSL_GUARDED_BY(orphans_mu_);
+  // Locked inside a stream's lock; outlives the stream.
+  RankedMutex grants_mu_{LockRank::kLeaf};
+  absl::flat_hash_set<uint64_t> held_ ABSL_GUARDED_BY(grants_mu_);  // the inventory
+  // Of answers that came too late, or could not be.
+  std::vector<uint64_t> to_return_ ABSL_GUARDED_BY(grants_mu_);
+  std::vector<GrantSequence> unknown_ ABSL_GUARDED_BY(grants_mu_);
 
   RankedMutex mu_{LockRank::kLink};
-  std::string token_;  // constant once attached
   KeptConnection connection_ ABSL_GUARDED_BY(mu_){grpc_path_};
-  std::shared_ptr<ExchangeStream> stream_ ABSL_GUARDED_BY(mu_);
-  std::vector<uint64_t> to_return_ ABSL_GUARDED_BY(mu_);
-
-  std::optional<DaemonNames> names_;  // constant once attached
+  std::shared_ptr<ExchangeStream> stream_ ABSL_GUARDED_BY(mu_);  // null before the first
 };
 
 }  // namespace
@@ -378,12 +294,23 @@ absl::StatusOr<std::unique_ptr<SpanSource>> AttachToDaemon(const std::string& ru
                                                            const std::string& pool, Access access,
                                                            absl::Duration timeout,
                                                            PoolFacts* facts) {
-  absl::StatusOr<UniqueFd> socket = Connect(run_directory + "/" + layout::kAttachSocketName);
-  if (!socket.ok()) return socket.status();
-  SetReceiveTimeout(socket->get(), timeout);
-  auto link = std::make_unique<DaemonLink>(run_directory, *std::move(socket));
-  if (absl::Status status = link->Attach(pool, access, facts); !status.ok()) return status;
-  return link;
+  layout::AttachRequest request;
+  if (pool.size() >= sizeof(request.pool) || pool.find('\0') != std::string::npos) {
+    return absl::InvalidArgumentError(absl::StrCat("\"", pool, "\" is no name of a pool"));
+  }
+  std::memcpy(request.pool, pool.data(), pool.size());
+  request.access =
+      access == Access::kReadOnly ? layout::AccessMode::kRead : layout::AccessMode::kWrite;
+  const absl::Time deadline = absl::Now() + timeout;
+  for (int tried = 1;; ++tried) {
+    absl::StatusOr<UniqueFd> socket =
+        Lifeline::Connect(run_directory + "/" + layout::kAttachSocketName);
+    if (!socket.ok()) return socket.status();
+    auto link = std::make_unique<DaemonLink>(run_directory, *std::move(socket));
+    absl::Status status = link->Attach(request, deadline, facts);
+    if (status.ok()) return link;
+    if (!absl::IsUnavailable(status) || !link->lost() || tried == kAttachTries) return status;
+  }
 }
 
 }  // namespace spanpool::internal

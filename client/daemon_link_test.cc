@@ -21,6 +21,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/time/time.h"
 #include "allocator/size_classes.h"
 #include "client/fake_pool.h"
 #include "client/session_core.h"
@@ -191,14 +192,30 @@ TEST(DaemonLink, FactsThatCannotBeAreAnErrorOfTheSession) {
 // A daemon that does its work: a pool in this process, behind both sockets.
 class FakeDaemon : public v1::Pool::Service {
  public:
-  FakeDaemon() : socket_([this](int connection) { Serve(connection); }) {
+  FakeDaemon() : socket_([this](int connection) { Serve(connection); }) { StartStreams(); }
+  ~FakeDaemon() override { StopStreams(); }
+
+  // The gRPC socket; with it go the streams.
+  void StopStreams() {
+    if (server_ != nullptr) server_->Shutdown(std::chrono::system_clock::now());
+    server_ = nullptr;
+  }
+  void StartStreams() {
     grpc::ServerBuilder builder;
     builder.AddListeningPort("unix:" + directory() + "/grpc.sock",
                              grpc::InsecureServerCredentials());
     builder.RegisterService(this);
     server_ = builder.BuildAndStart();
   }
-  ~FakeDaemon() override { server_->Shutdown(std::chrono::system_clock::now()); }
+  // Ends the lifeline.
+  void HangUp() { shutdown(connection_, SHUT_RDWR); }
+  void SayResumed() {
+    EXPECT_TRUE(layout::SendPacket(connection_, layout::BytesOf(layout::ResumedNotice())).ok());
+  }
+  // Forgets every grant when the next inventory comes.
+  void LoseMemory() { lose_memory_ = true; }
+  // Streams that began with an inventory, and grants that were missing in one.
+  int inventories() const { return inventories_; }
 
   const std::string& directory() const { return socket_.directory(); }
   absl::StatusOr<SessionCore*> Attach(bool background = false) {
@@ -287,7 +304,26 @@ class FakeDaemon : public v1::Pool::Service {
       grpc::ServerContext*,
       grpc::ServerReaderWriter<v1::ExchangeResponse, v1::ExchangeRequest>* stream) override {
     v1::ExchangeRequest request;
+    std::vector<uint64_t> held;
     while (stream->Read(&request)) {
+      v1::ExchangeResponse response;
+      response.set_request_id(request.request_id());
+      if (request.has_inventory()) {
+        for (const uint64_t delta : request.inventory().sequence_deltas()) {
+          EXPECT_GT(delta, 0u);
+          held.push_back((held.empty() ? 0 : held.back()) + delta);
+        }
+        EXPECT_LE(request.inventory().sequence_deltas_size(), 16384);
+        if (!request.inventory().more()) {
+          if (lose_memory_.exchange(false)) {
+            for (const uint64_t sequence : held) pool_.Forget(GrantSequence(sequence));
+          }
+          for (const uint64_t unknown : pool_.Reconcile(held)) response.add_unknown(unknown);
+          ++inventories_;
+        }
+        stream->Write(response);
+        continue;
+      }
       std::vector<GrantSequence> returns;
       for (const auto& entry : request.returns()) {
         // As the daemon: a return of what is not on loan is ignored.
@@ -306,8 +342,6 @@ class FakeDaemon : public v1::Pool::Service {
       if (drop_next_answer_.exchange(false)) {
         return grpc::Status(grpc::StatusCode::ABORTED, "the daemon was restarted");
       }
-      v1::ExchangeResponse response;
-      response.set_request_id(request.request_id());
       for (const SpanGrant& grant : result->grants) {
         v1::SpanGrant* const out = response.add_grants();
         out->set_sequence(grant.sequence.value());
@@ -337,6 +371,8 @@ class FakeDaemon : public v1::Pool::Service {
   std::unique_ptr<SpanSource> source_;
   std::atomic<bool> drop_next_answer_{false};
   std::atomic<bool> lie_{false};
+  std::atomic<bool> lose_memory_{false};
+  std::atomic<int> inventories_{0};
   std::atomic<int> detach_requests_{0};
   std::atomic<int> connection_{-1};
   std::atomic<uint64_t> recall_before_arena_{0};
@@ -366,22 +402,150 @@ TEST(DaemonLink, ASessionAllocatesSharesAndLeavesNothingBehind) {
   EXPECT_TRUE(daemon.pool().Empty());
 }
 
-TEST(DaemonLink, AStreamThatBreaksIsUnavailableAndTheNextExchangeOpensAnother) {
+TEST(DaemonLink, AnAnswerThatIsLostIsReconciledAndTheWishAskedAgain) {
   FakeDaemon daemon;
   absl::StatusOr<SessionCore*> core = daemon.Attach();
   ASSERT_TRUE(core.ok()) << core.status();
   ASSERT_TRUE((*core)->Allocate(kMiB, {}).ok());
-  // The span was returned, but the answer that said so is lost: it is returned once more, in vain.
-  daemon.DropNextAnswer();
-  EXPECT_EQ((*core)->Allocate(300 * kMiB, {}).status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ((*core)->cache().Reclaim().status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(daemon.inventories(), 0);
   for (int i = 0; i < 10; ++i) {
-    absl::StatusOr<Buffer> buffer = (*core)->Allocate(20 * kMiB, {});
+    // What was granted is on record; the answer that said so is lost.
+    daemon.DropNextAnswer();
+    absl::StatusOr<Buffer> buffer = (*core)->Allocate(10 * kMiB, {});
     ASSERT_TRUE(buffer.ok()) << buffer.status();
+    EXPECT_EQ(daemon.inventories(), 2 * i + 1);
+    EXPECT_EQ(daemon.pool().stats().on_loan_bytes, (*core)->cache().bytes_on_loan());
+    // A return whose answer is lost was carried out, or is by the next stream's inventory.
+    buffer = absl::CancelledError();
+    (*core)->DrainMyStacks();  // little enough to be kept, until it is asked for
+    daemon.DropNextAnswer();
+    EXPECT_TRUE((*core)->cache().Reclaim().ok());
+    EXPECT_EQ(daemon.inventories(), 2 * i + 2);
+    EXPECT_EQ((*core)->cache().bytes_on_loan(), 0u);
+    EXPECT_EQ(daemon.pool().stats().on_loan_bytes, 0u);
   }
   (*core)->cache().CheckInvariants();
   (*core)->Close();
   EXPECT_TRUE(daemon.pool().Empty());
+}
+
+TEST(DaemonLink, AnInventoryOfManySpansComesInParts) {
+  FakeDaemon daemon;
+  absl::StatusOr<SessionCore*> core = daemon.Attach();
+  ASSERT_TRUE(core.ok()) << core.status();
+  std::vector<void*> blocks;
+  // More than fit into one part: 160 MiB in pages.
+  for (int i = 0; i < 20480; ++i) {
+    blocks.push_back((*core)->Malloc(8192, 16));
+    ASSERT_NE(blocks.back(), nullptr);
+  }
+  daemon.DropNextAnswer();
+  ASSERT_TRUE((*core)->Allocate(20 * kMiB, {}).ok());
+  EXPECT_EQ(daemon.inventories(), 1);
+  EXPECT_EQ(daemon.pool().stats().on_loan_bytes, (*core)->cache().bytes_on_loan());
+  EXPECT_EQ((*core)->stats().spans_lost, 0u);
+  for (void* block : blocks) (*core)->Free(block, nullptr);
+  (*core)->Close();
+  EXPECT_TRUE(daemon.pool().Empty());
+}
+
+TEST(DaemonLink, ThreadsThatWaitGoOnWhenTheDaemonIsBack) {
+  FakeDaemon daemon;
+  absl::StatusOr<SessionCore*> core = daemon.Attach();
+  ASSERT_TRUE(core.ok()) << core.status();
+  ASSERT_TRUE((*core)->Allocate(kMiB, {}).ok());
+  EXPECT_EQ((*core)->stats().daemon, DaemonState::kConnected);
+  daemon.StopStreams();
+  EXPECT_EQ((*core)->stats().daemon, DaemonState::kOffline);
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 8; ++t) {
+    threads.emplace_back([&] {
+      // However long it takes to start the daemon again.
+      absl::StatusOr<Buffer> buffer = (*core)->Allocate(10 * kMiB, {.timeout = absl::Minutes(1)});
+      EXPECT_TRUE(buffer.ok()) << buffer.status();
+    });
+  }
+  daemon.StartStreams();
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ((*core)->stats().daemon, DaemonState::kConnected);
+  (*core)->cache().CheckInvariants();
+  (*core)->Close();
+  EXPECT_TRUE(daemon.pool().Empty());
+}
+
+TEST(DaemonLink, WhenTheLifelineEndsThePoolIsLostAndNobodyWaits) {
+  FakeDaemon daemon;
+  absl::StatusOr<SessionCore*> core = daemon.Attach();
+  ASSERT_TRUE(core.ok()) << core.status();
+  absl::StatusOr<Buffer> buffer = (*core)->Allocate(kMiB, {});
+  ASSERT_TRUE(buffer.ok());
+  std::memset(buffer->data(), 7, kMiB);
+  daemon.StopStreams();
+  daemon.HangUp();
+  EXPECT_EQ((*core)->stats().daemon, DaemonState::kLost);
+  // Nor with a deadline that is far.
+  const absl::Status status =
+      (*core)->Allocate(10 * kMiB, {.timeout = absl::InfiniteDuration()}).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_NE(status.message().find("the pool was lost; attach again"), absl::string_view::npos);
+  EXPECT_EQ((*core)->Malloc(10 * kMiB, 16), nullptr);
+  EXPECT_EQ(buffer->data()[kMiB - 1], std::byte{7});
+  buffer = absl::CancelledError();
+  (*core)->Close();
+}
+
+TEST(DaemonLink, ADaemonThatSaysItIsBackIsToldAtOnceWhatIsOnLoan) {
+  FakeDaemon daemon;
+  absl::StatusOr<SessionCore*> core = daemon.Attach(/*background=*/true);
+  ASSERT_TRUE(core.ok()) << core.status();
+  absl::StatusOr<Buffer> buffer = (*core)->Allocate(kMiB, {});
+  ASSERT_TRUE(buffer.ok());
+  for (int round = 1; round <= 3; ++round) {
+    daemon.StopStreams();
+    daemon.StartStreams();
+    const int before = daemon.inventories();
+    daemon.SayResumed();
+    // Nobody allocates.
+    while (daemon.inventories() == before) std::this_thread::yield();
+  }
+  buffer = absl::CancelledError();
+  (*core)->Close();
+  EXPECT_TRUE(daemon.pool().Empty());
+}
+
+TEST(DaemonLink, SpansThatTheDaemonForgotAreNotUsedAgain) {
+  FakeDaemon daemon;
+  absl::StatusOr<SessionCore*> core = daemon.Attach();
+  ASSERT_TRUE(core.ok()) << core.status();
+  absl::StatusOr<Buffer> kept = (*core)->Allocate(1000, {});
+  ASSERT_TRUE(kept.ok());
+  std::memset(kept->data(), 7, 1000);
+  const uint64_t on_loan = (*core)->cache().bytes_on_loan();
+  daemon.LoseMemory();
+  daemon.DropNextAnswer();
+  ASSERT_TRUE((*core)->Allocate(20 * kMiB, {}).ok());
+  EXPECT_GT((*core)->stats().spans_lost, 0u);
+  (*core)->DrainMyStacks();
+  (*core)->cache().CheckInvariants();
+  // What was in use stays so, and is handed out to nobody when it is freed.
+  EXPECT_EQ(kept->data()[999], std::byte{7});
+  void* const block = kept->data();
+  kept = absl::CancelledError();
+  (*core)->DrainMyStacks();
+  std::vector<Buffer> buffers;
+  for (int i = 0; i < 100; ++i) {
+    absl::StatusOr<Buffer> buffer = (*core)->Allocate(1000, {});
+    ASSERT_TRUE(buffer.ok()) << buffer.status();
+    EXPECT_NE(buffer->data(), block)
+        << i << " " << (*core)->stats().spans_lost << " " << (*core)->stats().exchanges;
+    buffers.push_back(*std::move(buffer));
+  }
+  EXPECT_GE((*core)->cache().bytes_on_loan(), on_loan);
+  (*core)->cache().CheckInvariants();
+  buffers.clear();
+  (*core)->Close();
+  // All but what it has forgotten.
+  EXPECT_EQ(daemon.pool().stats().on_loan_bytes, on_loan);
 }
 
 TEST(DaemonLink, ARecallIsAnsweredOnceWhatIsIdleWasReturned) {

@@ -53,50 +53,45 @@ NameChange FromProto(const v1::NameChange& in) {
 
 class DaemonNames::Stream final : public NameStream, private RpcConnection::Listener {
  public:
-  Stream(std::shared_ptr<RpcConnection> connection, const RpcConnection::Metadata& metadata,
-         const NameFilter& filter, std::shared_ptr<std::atomic<int>> watches)
-      : connection_(std::move(connection)), watches_(std::move(watches)) {
-    const bool too_many = watches_->fetch_add(1, std::memory_order_relaxed) >= kMaxWatches;
-    RankedMutexLock lock(connection_->mutex());
-    if (too_many) {
-      OnEnd(absl::ResourceExhaustedError(absl::StrCat(
-          "the session has ", kMaxWatches, " watches; destroy some, or watch more names in one")));
-      return;
-    }
-    absl::StatusOr<RpcConnection::CallId> call =
-        connection_->Start("/spanpool.v1.Pool/Watch", metadata, this);
-    if (!call.ok()) {
-      OnEnd(call.status());
-      return;
-    }
-    call_ = *call;
-    v1::WatchRequest request;
-    request.set_name(filter.name);
-    request.set_prefix(filter.prefix);
-    connection_->Send(call_, request);
-    connection_->SendEnd(call_);
+  // `names` outlives it.
+  Stream(DaemonNames* names, const NameFilter& filter) : names_(names) {
+    request_.set_name(filter.name);
+    request_.set_prefix(filter.prefix);
+    // So that what happens from now on is told.
+    if (names_->watches_.fetch_add(1, std::memory_order_relaxed) < kMaxWatches) Begin();
   }
   ~Stream() override {
-    watches_->fetch_sub(1, std::memory_order_relaxed);
-    RankedMutexLock lock(connection_->mutex());
-    connection_->Cancel(call_);
-    connection_->RunOnce();  // so that the daemon hears of it
+    names_->watches_.fetch_sub(1, std::memory_order_relaxed);
+    Leave();
   }
 
   absl::StatusOr<NameNews> Next(absl::Time deadline) override {
-    RankedMutexLock lock(connection_->mutex());
-    const auto done = [&] { return arrived_ || ended_; };
-    connection_->RunOnce();
-    if (!connection_->RunUntil(absl::Condition(&done), deadline)) {
-      return absl::DeadlineExceededError("no name has changed");
+    if (connection_ == nullptr && !tried_) {
+      return absl::ResourceExhaustedError(absl::StrCat(
+          "the session has ", kMaxWatches, " watches; destroy some, or watch more names in one"));
     }
-    if (!arrived_) return end_;
-    NameNews news{.reset = reset_, .changes = {}, .current = current_};
-    news.changes.assign(std::make_move_iterator(changes_.begin()),
-                        std::make_move_iterator(changes_.end()));
-    arrived_ = false;
-    Forget();
-    return news;
+    for (;;) {
+      absl::Status why;
+      if (connection_ != nullptr) {
+        RankedMutexLock lock(connection_->mutex());
+        const auto done = [&] { return arrived_ || ended_; };
+        connection_->RunOnce();
+        if (!connection_->RunUntil(absl::Condition(&done), deadline)) {
+          return absl::DeadlineExceededError("no name has changed");
+        }
+        if (arrived_) return TakeNews();
+        // Only of what the daemon refused is that the last word.
+        if (!absl::IsUnavailable(end_)) return end_;
+        why = end_;
+      }
+      absl::Status go_on = names_->reconnection_->Await(deadline, why);
+      if (!go_on.ok()) {
+        if (names_->reconnection_->lost()) return go_on;
+        return absl::DeadlineExceededError("no name has changed");
+      }
+      Leave();
+      Begin();
+    }
   }
 
  private:
@@ -125,14 +120,54 @@ class DaemonNames::Stream final : public NameStream, private RpcConnection::List
     end_ = status.ok() ? absl::UnavailableError("the daemon ended the watch") : status;
   }
 
+  // Asks the daemon, if it is time for that.
+  void Begin() {
+    tried_ = true;
+    connection_ = names_->Watching();
+    if (connection_ == nullptr) return;
+    RankedMutexLock lock(connection_->mutex());
+    ended_ = false;
+    absl::StatusOr<RpcConnection::CallId> call =
+        connection_->Start("/spanpool.v1.Pool/Watch", names_->metadata_, this);
+    if (!call.ok()) {
+      OnEnd(call.status());
+      return;
+    }
+    call_ = *call;
+    connection_->Send(call_, request_);
+    connection_->SendEnd(call_);
+  }
+  void Leave() {
+    if (connection_ == nullptr) return;
+    {
+      RankedMutexLock lock(connection_->mutex());
+      connection_->Cancel(call_);
+      connection_->RunOnce();  // so that the daemon hears of it
+    }
+    connection_ = nullptr;
+    call_ = -1;
+  }
+
+  NameNews TakeNews() {
+    names_->reconnection_->NoteAnswer();
+    NameNews news{.reset = reset_, .changes = {}, .current = current_};
+    news.changes.assign(std::make_move_iterator(changes_.begin()),
+                        std::make_move_iterator(changes_.end()));
+    arrived_ = false;
+    Forget();
+    return news;
+  }
+
   void Forget() {
     reset_ = false;
     changes_.clear();
     last_change_.clear();
   }
 
-  const std::shared_ptr<RpcConnection> connection_;
-  const std::shared_ptr<std::atomic<int>> watches_;
+  DaemonNames* const names_;
+  v1::WatchRequest request_;
+  bool tried_ = false;
+  std::shared_ptr<RpcConnection> connection_;  // null: it was not yet time
 
   // Guarded by the connection's lock.
   RpcConnection::CallId call_ = -1;
@@ -148,19 +183,37 @@ class DaemonNames::Stream final : public NameStream, private RpcConnection::List
 };
 
 DaemonNames::DaemonNames(std::string grpc_path, std::string token,
-                         std::function<std::shared_ptr<RpcConnection>()> connection)
-    : grpc_path_(std::move(grpc_path)),
-      metadata_({{"spanpool-token-bin", std::move(token)}}),
+                         std::function<std::shared_ptr<RpcConnection>()> connection,
+                         Reconnection* reconnection)
+    : metadata_({{"spanpool-token-bin", std::move(token)}}),
       connection_(std::move(connection)),
-      watching_(grpc_path_) {}
+      reconnection_(reconnection),
+      watching_(std::move(grpc_path)) {}
 
 absl::Status DaemonNames::Call(const char* method, const google::protobuf::MessageLite& request,
-                               google::protobuf::MessageLite* response) {
-  const std::shared_ptr<RpcConnection> connection = connection_();
-  absl::Status status = CallOnce(*connection, absl::StrCat("/spanpool.v1.Pool/", method), metadata_,
-                                 request, absl::Now() + kPatience, response);
-  if (!absl::IsDeadlineExceeded(status)) return status;
-  return absl::UnavailableError(absl::StrCat("the daemon at ", grpc_path_, " does not answer"));
+                               google::protobuf::MessageLite* response, bool* repeated) {
+  const absl::Time deadline = absl::Now() + kPatience;
+  absl::Status why;
+  for (;;) {
+    if (const std::shared_ptr<RpcConnection> connection = connection_(); connection != nullptr) {
+      why = CallOnce(*connection, absl::StrCat("/spanpool.v1.Pool/", method), metadata_, request,
+                     deadline, response);
+      if (absl::IsDeadlineExceeded(why)) return reconnection_->NoAnswer();
+      // The daemon's own word comes over a connection that stands.
+      if (!absl::IsUnavailable(why) || IsUsable(*connection)) {
+        reconnection_->NoteAnswer();
+        return why;
+      }
+      if (repeated != nullptr) *repeated = true;
+    }
+    if (absl::Status go_on = reconnection_->Await(deadline, why); !go_on.ok()) return go_on;
+  }
+}
+
+std::shared_ptr<RpcConnection> DaemonNames::Watching() {
+  RankedMutexLock lock(&mu_);
+  if (!watching_.usable() && !reconnection_->TakeTurn()) return nullptr;
+  return watching_.Get();
 }
 
 absl::Status DaemonNames::Publish(const std::string& name, const Handle& handle,
@@ -187,7 +240,11 @@ absl::Status DaemonNames::Unpublish(const std::string& name) {
   v1::UnpublishRequest request;
   request.set_name(name);
   v1::UnpublishResponse response;
-  return Call("Unpublish", request, &response);
+  bool repeated = false;
+  absl::Status status = Call("Unpublish", request, &response, &repeated);
+  // The try whose answer was lost has removed it.
+  if (repeated && absl::IsNotFound(status)) return absl::OkStatus();
+  return status;
 }
 
 absl::StatusOr<std::vector<NamedBlock>> DaemonNames::List(const std::string& prefix) {
@@ -205,12 +262,7 @@ absl::StatusOr<std::vector<NamedBlock>> DaemonNames::List(const std::string& pre
 }
 
 std::unique_ptr<NameStream> DaemonNames::Watch(const NameFilter& filter) {
-  std::shared_ptr<RpcConnection> connection;
-  {
-    RankedMutexLock lock(&mu_);
-    connection = watching_.Get();
-  }
-  return std::make_unique<Stream>(std::move(connection), metadata_, filter, watches_);
+  return std::make_unique<Stream>(this, filter);
 }
 
 void DaemonNames::AbandonInChild() ABSL_NO_THREAD_SAFETY_ANALYSIS { watching_.AbandonInChild(); }

@@ -3,6 +3,9 @@
 // Calls go over the connection that also carries the session's exchanges. Watches have one of their
 // own: a thread that waits on it for long must not be the one that reads everybody's answers.
 //
+// While the daemon is away both wait for it. What a broken connection left unanswered is asked
+// again: each call may be. A watch begins anew, which its receiver sees as a reset.
+//
 // Thread-safe. Lock rank: kLink, released while waiting for the daemon.
 
 #ifndef SPANPOOL_CLIENT_DAEMON_NAMES_H_
@@ -18,6 +21,7 @@
 #include "allocator/lock_rank.h"
 #include "client/kept_connection.h"
 #include "client/name_source.h"
+#include "client/reconnection.h"
 #include "client/rpc_connection.h"
 
 namespace spanpool::internal {
@@ -27,9 +31,11 @@ class DaemonNames final : public NameSource {
   // At most so many watches of a session at a time: what the daemon lets one connection have.
   static constexpr int kMaxWatches = 16;
 
-  // `connection` returns the connection to use for calls. `token` is the session's.
+  // `connection` returns the connection to use for calls; null if it is not yet time for a new one,
+  // as `reconnection` says, which outlives this object. `token` is the session's.
   DaemonNames(std::string grpc_path, std::string token,
-              std::function<std::shared_ptr<RpcConnection>()> connection);
+              std::function<std::shared_ptr<RpcConnection>()> connection,
+              Reconnection* reconnection);
   DaemonNames(const DaemonNames&) = delete;
   DaemonNames& operator=(const DaemonNames&) = delete;
 
@@ -47,17 +53,20 @@ class DaemonNames final : public NameSource {
  private:
   class Stream;
 
+  // `*repeated` is set if an earlier try may have been carried out.
   absl::Status Call(const char* method, const google::protobuf::MessageLite& request,
-                    google::protobuf::MessageLite* response);
+                    google::protobuf::MessageLite* response, bool* repeated = nullptr);
+  // The connection of watches; null if it is not yet time for a new one.
+  std::shared_ptr<RpcConnection> Watching() ABSL_LOCKS_EXCLUDED(mu_);
 
   // Constant.
-  const std::string grpc_path_;
   const RpcConnection::Metadata metadata_;
   const std::function<std::shared_ptr<RpcConnection>()> connection_;
+  Reconnection* const reconnection_;
 
   RankedMutex mu_{LockRank::kLink};
   KeptConnection watching_ ABSL_GUARDED_BY(mu_);
-  const std::shared_ptr<std::atomic<int>> watches_ = std::make_shared<std::atomic<int>>(0);
+  std::atomic<int> watches_{0};
 };
 
 }  // namespace spanpool::internal

@@ -8,8 +8,8 @@
 namespace spanpool::internal {
 
 ExchangeStream::ExchangeStream(std::shared_ptr<RpcConnection> connection, const std::string& token,
-                               OrphanHandler orphan_handler)
-    : connection_(std::move(connection)), orphan_handler_(std::move(orphan_handler)) {
+                               AnswerHandler answer_handler)
+    : connection_(std::move(connection)), answer_handler_(std::move(answer_handler)) {
   RankedMutexLock lock(connection_->mutex());
   absl::StatusOr<RpcConnection::CallId> call =
       connection_->Start("/spanpool.v1.Pool/Exchange", {{"spanpool-token-bin", token}}, this);
@@ -39,19 +39,24 @@ void ExchangeStream::OnMessage(absl::string_view bytes) {
     OnEnd(absl::InternalError("the daemon sent what is no ExchangeResponse"));
     return;
   }
-  if (const auto it = waiters_.find(response.request_id()); it != waiters_.end()) {
-    it->second->response.Swap(&response);
-    it->second->done = true;
-    waiters_.erase(it);
-  } else {
-    orphan_handler_(response);
-  }
+  const auto it = waiters_.find(response.request_id());
+  answer_handler_(response, it != waiters_.end());
+  if (it == waiters_.end()) return;
+  it->second->response.Swap(&response);
+  it->second->done = true;
+  waiters_.erase(it);
 }
 
 void ExchangeStream::OnEnd(const absl::Status& status) {
   ended_ = true;
   // A stream that ends in order ends all the same.
   end_ = status.ok() ? absl::UnavailableError("the daemon ended the stream") : status;
+}
+
+void ExchangeStream::Send(v1::ExchangeRequest request) {
+  RankedMutexLock lock(connection_->mutex());
+  request.set_request_id(next_request_++);
+  if (!ended_) connection_->Send(call_, request);
 }
 
 absl::StatusOr<v1::ExchangeResponse> ExchangeStream::Exchange(v1::ExchangeRequest request,

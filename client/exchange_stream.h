@@ -6,7 +6,8 @@
 // Invariants
 //  1. A stream that failed is not used again: every exchange that is unanswered, and every later
 //     one, fails.
-//  2. Each answer goes to the thread that waits for it, or to the orphan handler.
+//  2. The answer handler sees each answer, before the thread that waits for it does, and none after
+//     failed() was seen to be true.
 //
 // Thread-safe. Its lock is the connection's, released while waiting.
 
@@ -31,18 +32,22 @@ namespace spanpool::internal {
 
 class ExchangeStream final : private RpcConnection::Listener {
  public:
-  // Called with answers that nobody waits for any more. Under the stream's lock.
-  using OrphanHandler = std::function<void(const v1::ExchangeResponse&)>;
+  // Called with each answer, under the stream's lock. `awaited`: a thread waits for it, and is
+  // given it next.
+  using AnswerHandler = std::function<void(const v1::ExchangeResponse&, bool awaited)>;
 
   // Opens a stream on `connection` for the session of `token`. Errors show in Exchange().
   ExchangeStream(std::shared_ptr<RpcConnection> connection, const std::string& token,
-                 OrphanHandler orphan_handler);
+                 AnswerHandler answer_handler);
   // No thread may be in Exchange().
   ~ExchangeStream() override;
   ExchangeStream(const ExchangeStream&) = delete;
   ExchangeStream& operator=(const ExchangeStream&) = delete;
 
-  // Sends `request`, whose id is filled in, and waits for its answer.
+  // Sends `request`, whose id is filled in, and does not wait: the handler alone sees the answer.
+  void Send(v1::ExchangeRequest request);
+
+  // The same, and waits for the answer.
   //   DEADLINE_EXCEEDED  none came in time; the request may yet be carried out
   //   any other          how the stream ended; the request may have been carried out
   absl::StatusOr<v1::ExchangeResponse> Exchange(v1::ExchangeRequest request, absl::Time deadline);
@@ -60,7 +65,7 @@ class ExchangeStream final : private RpcConnection::Listener {
   void OnEnd(const absl::Status& status) override;
 
   const std::shared_ptr<RpcConnection> connection_;
-  const OrphanHandler orphan_handler_;
+  const AnswerHandler answer_handler_;
 
   // Guarded by the connection's lock.
   RpcConnection::CallId call_ = -1;

@@ -82,8 +82,8 @@ v1::ExchangeRequest RequestOf(uint64_t sequence) {
 
 absl::Time Soon() { return absl::Now() + absl::Minutes(1); }
 
-const ExchangeStream::OrphanHandler kNoOrphans = [](const v1::ExchangeResponse&) {
-  ADD_FAILURE() << "an answer nobody waits for";
+const ExchangeStream::AnswerHandler kNoOrphans = [](const v1::ExchangeResponse&, bool awaited) {
+  EXPECT_TRUE(awaited) << "an answer nobody waits for";
 };
 
 TEST(ExchangeStream, TheTokenTravelsAsMetadataAndTheAnswerComesBack) {
@@ -121,7 +121,7 @@ TEST(ExchangeStream, ManyThreadsEachGetTheirOwnAnswer) {
   for (std::thread& thread : threads) thread.join();
 }
 
-TEST(ExchangeStream, AnAnswerThatComesTooLateGoesToTheOrphanHandler) {
+TEST(ExchangeStream, AnAnswerThatComesTooLateIsTheHandlersAlone) {
   ScriptedPool pool;
   std::mutex mu;
   std::condition_variable changed;
@@ -133,9 +133,10 @@ TEST(ExchangeStream, AnAnswerThatComesTooLateGoesToTheOrphanHandler) {
     return Echo(context, stream);
   };
   uint64_t orphan = 0;
-  ExchangeStream stream(pool.NewConnection(), "token", [&](const v1::ExchangeResponse& late) {
-    orphan = late.grants(0).sequence();
-  });
+  ExchangeStream stream(pool.NewConnection(), "token",
+                        [&](const v1::ExchangeResponse& answer, bool awaited) {
+                          if (!awaited) orphan = answer.grants(0).sequence();
+                        });
   EXPECT_EQ(stream.Exchange(RequestOf(7), absl::Now() + absl::Milliseconds(20)).status().code(),
             absl::StatusCode::kDeadlineExceeded);
   EXPECT_FALSE(stream.failed());
@@ -148,6 +149,21 @@ TEST(ExchangeStream, AnAnswerThatComesTooLateGoesToTheOrphanHandler) {
   ASSERT_TRUE(response.ok()) << response.status();
   EXPECT_EQ(response->grants(0).sequence(), 8u);
   EXPECT_EQ(orphan, 7u);
+}
+
+TEST(ExchangeStream, WhatIsSentBeforeTheFirstExchangeIsAnsweredBeforeItToTheHandler) {
+  ScriptedPool pool;
+  pool.script = &Echo;
+  std::vector<uint64_t> answers;
+  ExchangeStream stream(pool.NewConnection(), "token",
+                        [&](const v1::ExchangeResponse& answer, bool awaited) {
+                          EXPECT_EQ(awaited, answer.grants(0).sequence() == 3);
+                          answers.push_back(answer.grants(0).sequence());
+                        });
+  stream.Send(RequestOf(1));
+  stream.Send(RequestOf(2));
+  ASSERT_TRUE(stream.Exchange(RequestOf(3), Soon()).ok());
+  EXPECT_EQ(answers, (std::vector<uint64_t>{1, 2, 3}));
 }
 
 TEST(ExchangeStream, ARefusedStreamFailsWithTheDaemonsWords) {

@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 
@@ -129,6 +130,22 @@ class FakePool::Source : public SpanSource {
     absl::MutexLock lock(&pool_->mu_);
     return std::exchange(recall_, std::nullopt);
   }
+  DaemonState state() override {
+    return pool_->down_.load() ? DaemonState::kOffline : DaemonState::kConnected;
+  }
+  bool TakeExchangeDue() override {
+    absl::MutexLock lock(&pool_->mu_);
+    return std::exchange(resumed_, false);
+  }
+  std::vector<GrantSequence> TakeUnknown() override {
+    absl::MutexLock lock(&pool_->mu_);
+    return std::exchange(pool_->forgotten_, {});
+  }
+  // As Ask.
+  void Resume() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+    resumed_ = true;
+    eventfd_write(notice_.get(), 1);
+  }
   void AnswerRecall(const RecallRequest& recall) override {
     absl::MutexLock lock(&pool_->mu_);
     if (!asked_ || recall.number != pool_->last_recall_) return;
@@ -165,6 +182,7 @@ class FakePool::Source : public SpanSource {
   // Guarded by the pool's lock.
   std::optional<RecallRequest> recall_;
   bool asked_ = false;
+  bool resumed_ = false;
   absl::Mutex mu_;
   std::vector<GrantSequence> unsent_ ABSL_GUARDED_BY(mu_);
 };
@@ -202,6 +220,38 @@ void FakePool::Recall(uint64_t bytes) {
   absl::MutexLock lock(&mu_);
   ++last_recall_;
   for (Source* source : sources_) source->Ask({last_recall_, bytes});
+}
+
+void FakePool::SayResumed() {
+  absl::MutexLock lock(&mu_);
+  for (Source* source : sources_) source->Resume();
+}
+
+void FakePool::Forget(GrantSequence sequence) {
+  absl::MutexLock lock(&mu_);
+  SPANPOOL_CHECK_EQ(loans_.erase(sequence.value()), 1u);
+  forgotten_.push_back(sequence);
+}
+
+std::vector<uint64_t> FakePool::Reconcile(const std::vector<uint64_t>& held) {
+  std::vector<uint64_t> unknown;
+  std::vector<Span*> lost;
+  {
+    absl::MutexLock lock(&mu_);
+    for (const uint64_t sequence : held) {
+      if (!loans_.contains(sequence)) unknown.push_back(sequence);
+    }
+    for (auto it = loans_.begin(); it != loans_.end();) {
+      if (std::binary_search(held.begin(), held.end(), it->first)) {
+        ++it;
+        continue;
+      }
+      lost.push_back(it->second);
+      it = loans_.erase(it);
+    }
+  }
+  for (Span* span : lost) heap_.Return(span);
+  return unknown;
 }
 
 void FakePool::AwaitAnswers() {

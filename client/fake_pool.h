@@ -14,6 +14,7 @@
 #include <map>
 #include <memory>
 #include <set>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
@@ -45,6 +46,14 @@ class FakePool {
 
   // While down, every exchange and arena request fails with UNAVAILABLE.
   void SetDown(bool down) { down_.store(down); }
+  // Every session is told that the pool is back.
+  void SayResumed();
+  // Drops all memory of a grant: its session is told so with its next exchange. The span is never
+  // lent again.
+  void Forget(GrantSequence sequence);
+  // For one session on the pool: takes back what is on loan and not in the ascending `held`.
+  // Returns those of `held` that are not on loan.
+  std::vector<uint64_t> Reconcile(const std::vector<uint64_t>& held);
 
   // Asks every session for `bytes` of what it does not use.
   void Recall(uint64_t bytes = UINT64_MAX);
@@ -77,6 +86,7 @@ class FakePool {
   absl::Mutex mu_;
   std::map<uint32_t, layout::BlockTable*> tables_ ABSL_GUARDED_BY(mu_);
   std::map<uint64_t, Span*> loans_ ABSL_GUARDED_BY(mu_);
+  std::vector<GrantSequence> forgotten_ ABSL_GUARDED_BY(mu_);  // and not told
   std::set<Source*> sources_ ABSL_GUARDED_BY(mu_);
   uint64_t last_recall_ ABSL_GUARDED_BY(mu_) = 0;
   int unanswered_ ABSL_GUARDED_BY(mu_) = 0;

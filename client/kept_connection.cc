@@ -7,19 +7,16 @@
 #include "allocator/lock_rank.h"
 
 namespace spanpool::internal {
-namespace {
 
 bool IsUsable(const RpcConnection& connection) {
   RankedMutexLock lock(connection.mutex());
   return connection.usable();
 }
 
-}  // namespace
-
 KeptConnection::KeptConnection(std::string socket_path) : socket_path_(std::move(socket_path)) {}
 
 const std::shared_ptr<RpcConnection>& KeptConnection::Get() {
-  if (connection_ == nullptr || !IsUsable(*connection_)) {
+  if (!usable()) {
     // A fork at any moment finds the number of an open descriptor here, or none.
     fd_.store(-1, std::memory_order_release);
     connection_ = std::make_shared<RpcConnection>(socket_path_);
@@ -27,6 +24,8 @@ const std::shared_ptr<RpcConnection>& KeptConnection::Get() {
   }
   return connection_;
 }
+
+bool KeptConnection::usable() const { return connection_ != nullptr && IsUsable(*connection_); }
 
 void KeptConnection::AbandonInChild() {
   if (const int fd = fd_.load(std::memory_order_acquire); fd >= 0) close(fd);

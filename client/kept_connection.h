@@ -14,6 +14,9 @@
 
 namespace spanpool::internal {
 
+// Whether a call can be begun on it. Takes its lock.
+bool IsUsable(const RpcConnection& connection);
+
 class KeptConnection {
  public:
   // `socket_path` is the daemon's socket for gRPC.
@@ -21,8 +24,11 @@ class KeptConnection {
   KeptConnection(const KeptConnection&) = delete;
   KeptConnection& operator=(const KeptConnection&) = delete;
 
-  // The connection to use. Takes the lock of the one it has.
+  // The connection to use; it may have ended. Takes the lock of the one it has.
   const std::shared_ptr<RpcConnection>& Get();
+
+  // Whether there is one that calls can be made on. Takes its lock.
+  bool usable() const;
 
   // In a forked child, where this object is not used any more: closes what it has open, whatever
   // another thread of the parent was doing. Async-signal-safe.

@@ -5,6 +5,7 @@
 #include <optional>
 #include <utility>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/container/inlined_vector.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
@@ -118,6 +119,8 @@ SessionCache::SpanList& SessionCache::ListOf(ClassCache& cache, ClientSpan::List
       return cache.partial;
     case ClientSpan::List::kFull:
       return cache.full;
+    case ClientSpan::List::kDisowned:
+      return cache.disowned;
     default:
       return cache.idle;
   }
@@ -133,6 +136,7 @@ void SessionCache::UnlinkLocked(ClassCache& cache, ClientSpan* span) {
 }
 
 void SessionCache::PlaceLocked(ClassCache& cache, ClientSpan* span, bool fresh) {
+  if (span->list == ClientSpan::List::kDisowned) return;
   const ClientSpan::List list = span->available == 0              ? ClientSpan::List::kFull
                                 : span->available == span->blocks ? ClientSpan::List::kIdle
                                                                   : ClientSpan::List::kPartial;
@@ -249,7 +253,7 @@ void SessionCache::Give(CacheClass c, absl::Span<void* const> blocks, const void
       }
       span->free[index / 64] |= uint64_t{1} << (index % 64);
       ++span->available;
-      if (!span->exact_step) {
+      if (!span->exact_step && span->list != ClientSpan::List::kDisowned) {
         RetireLocked(cache, span);
         surplus = true;
         continue;
@@ -259,7 +263,7 @@ void SessionCache::Give(CacheClass c, absl::Span<void* const> blocks, const void
     // Half of what is idle goes at a time, oldest first, so that a class which hovers about the cap
     // does not send a span with every batch.
     if (idle_bytes_.load(std::memory_order_relaxed) > idle_cap_bytes_ &&
-        cache.idle.front() != nullptr) {
+        cache.idle.front() != nullptr && !offline_.load(std::memory_order_relaxed)) {
       RetireHalfLocked(cache);
       surplus = true;
     }
@@ -273,6 +277,11 @@ void SessionCache::SetAwayLocked(ClassCache& cache, ClientSpan* span, uint32_t i
 #ifdef SPANPOOL_DEBUG
   span->in_hand[index / 64].fetch_and(~(uint64_t{1} << (index % 64)), std::memory_order_relaxed);
 #endif
+  // Its words may be another's to collect.
+  if (span->list == ClientSpan::List::kDisowned) {
+    ++span->away;
+    return;
+  }
   if (span->away++ == 0) {
     cache.to_sweep.PushBack(span);
     ++cache.spans_to_sweep;
@@ -405,6 +414,13 @@ absl::StatusOr<ExchangeResult> SessionCache::ExchangeNow(absl::Span<const SpanWi
   absl::StatusOr<ExchangeResult> result = source_->Exchange(returns, wishes);
   SPANPOOL_STEP("exchange.answered");
   if (!returns.empty()) EndReturning();
+  if (result.ok()) {
+    DisownUnknown();
+    // What was put off meanwhile.
+    if (offline_.load(std::memory_order_relaxed) && offline_.exchange(false)) StopResting();
+  } else if (absl::IsUnavailable(result.status())) {
+    offline_.store(true, std::memory_order_relaxed);
+  }
   return result;
 }
 
@@ -527,7 +543,10 @@ std::vector<CacheClass> SessionCache::TakeLowClasses() {
   return std::exchange(low_classes_, {});
 }
 
+void SessionCache::ExchangeDue() { ExchangeNow({}).status().IgnoreError(); }
+
 void SessionCache::KeepHouse() {
+  if (offline_.load(std::memory_order_relaxed)) return;
   std::vector<SpanWish> wishes;
   for (const CacheClass c : TakeLowClasses()) {
     ClassCache& cache = CacheOf(c);
@@ -573,6 +592,7 @@ void SessionCache::StopResting() {
 }
 
 bool SessionCache::GiveBackHalf() {
+  if (offline_.load(std::memory_order_relaxed)) return false;
   bool left = false;
   for (size_t i = 0; i < kCacheClasses; ++i) {
     ClassCache& cache = classes_[i];
@@ -714,6 +734,7 @@ absl::Status SessionCache::Adopt(const SpanGrant& grant) {
 }
 
 void SessionCache::ReturnSurplus() {
+  if (offline_.load(std::memory_order_relaxed)) return;
   {
     RankedMutexLock lock(&mu_);
     if (returns_.size() < 64 && returns_bytes_ < idle_cap_bytes_ / 4) return;
@@ -750,12 +771,51 @@ absl::StatusOr<uint64_t> SessionCache::Reclaim(uint64_t enough) {
   return bytes;
 }
 
+uint64_t SessionCache::DisownUnknown() {
+  if (const std::vector<GrantSequence> unknown = source_->TakeUnknown(); !unknown.empty()) {
+    Disown(unknown);
+  }
+  return spans_disowned();
+}
+
+void SessionCache::Disown(absl::Span<const GrantSequence> grants) {
+  absl::flat_hash_set<uint64_t> lost;
+  for (const GrantSequence grant : grants) lost.insert(grant.value());
+  for (size_t i = 0; i < kCacheClasses; ++i) {
+    ClassCache& cache = classes_[i];
+    RankedMutexLock lock(&cache.mu);
+    for (SpanList* list : {&cache.idle, &cache.partial, &cache.full}) {
+      for (ClientSpan* span = list->front(); span != nullptr;) {
+        ClientSpan* const next = span->next;
+        if (lost.contains(span->sequence.value())) {
+          UnlinkLocked(cache, span);
+          if (span->away > 0) {
+            cache.to_sweep.Remove(span);
+            --cache.spans_to_sweep;
+          }
+          span->list = ClientSpan::List::kDisowned;
+          cache.disowned.PushFront(span);
+          spans_disowned_.fetch_add(1, std::memory_order_relaxed);
+        }
+        span = next;
+      }
+    }
+  }
+}
+
 absl::Status SessionCache::ReturnAll() {
   for (size_t i = 0; i < kCacheClasses; ++i) {
     ClassCache& cache = classes_[i];
     RankedMutexLock lock(&cache.mu);
     for (SpanList* list : {&cache.idle, &cache.partial, &cache.full}) {
       while (list->front() != nullptr) RetireLocked(cache, list->front());
+    }
+    // There is nobody to return them to.
+    while (ClientSpan* const span = cache.disowned.front()) {
+      UnlinkLocked(cache, span);
+      pages_->Remove(span);
+      bytes_on_loan_.fetch_sub(Bytes(span->pages.count), std::memory_order_relaxed);
+      FreeRecord(span);
     }
   }
   return FlushReturns();
@@ -773,8 +833,8 @@ void SessionCache::CheckInvariants() {
       ++to_sweep;
     }
     SPANPOOL_CHECK_EQ(to_sweep, cache.spans_to_sweep);
-    for (const ClientSpan::List kind :
-         {ClientSpan::List::kIdle, ClientSpan::List::kPartial, ClientSpan::List::kFull}) {
+    for (const ClientSpan::List kind : {ClientSpan::List::kIdle, ClientSpan::List::kPartial,
+                                        ClientSpan::List::kFull, ClientSpan::List::kDisowned}) {
       for (ClientSpan* span = ListOf(cache, kind).front(); span != nullptr; span = span->next) {
         uint32_t available = 0;
         uint32_t away = 0;
@@ -787,9 +847,11 @@ void SessionCache::CheckInvariants() {
         SPANPOOL_CHECK_EQ(away, span->away);
         SPANPOOL_CHECK_EQ(span->cache_class.load(), i);
         SPANPOOL_CHECK(span->list == kind);
-        SPANPOOL_CHECK_EQ(kind == ClientSpan::List::kFull, available == 0);
-        SPANPOOL_CHECK_EQ(kind == ClientSpan::List::kIdle, available == span->blocks);
-        if (away > 0) --to_sweep;
+        if (kind != ClientSpan::List::kDisowned) {
+          SPANPOOL_CHECK_EQ(kind == ClientSpan::List::kFull, available == 0);
+          SPANPOOL_CHECK_EQ(kind == ClientSpan::List::kIdle, available == span->blocks);
+          if (away > 0) --to_sweep;
+        }
         loan_bytes += Bytes(span->pages.count);
         if (kind == ClientSpan::List::kIdle) idle_bytes += Bytes(span->pages.count);
         for (uint64_t p = 0; p < span->pages.count.value(); ++p) {

@@ -16,7 +16,15 @@
 //   partial  some blocks are free
 //   full     none is
 //   idle     all are; the span is returned when the idle spans of the session exceed a cap
+//   disowned the daemon does not know of it; nothing is taken from it
 // and, while blocks of it live elsewhere, in the list of spans to sweep.
+//
+// While the daemon is away everything goes on but exchanges: what is idle is kept, since it is all
+// there is, and nothing is sent in the background.
+//
+// A span that the daemon does not know of any more, since it lost its memory of it, is *disowned*:
+// it is in no list for blocks to be taken from, and no block that comes back to it is used again.
+// Its addresses stay as they are, for blocks in use.
 //
 // Invariants (CheckInvariants)
 //  1. Each span on loan is in exactly the list its counts call for, and in the sweep list exactly
@@ -111,11 +119,20 @@ class SessionCache {
   // False: no such span is left.
   bool GiveBackHalf();
 
+  // The exchange that the source says is due. If the daemon is back from being away, goes on with
+  // what waited for that.
+  void ExchangeDue();
+
+  // Disowns the spans that the daemon said it does not know of. Blocks of them in threads' stacks
+  // are handed out until those are drained. Returns how many spans were disowned, ever.
+  uint64_t DisownUnknown();
+
   // Returns every span, in use or not; called last.
   absl::Status ReturnAll();
 
   uint64_t bytes_on_loan() const { return bytes_on_loan_.load(std::memory_order_relaxed); }
   uint64_t idle_bytes() const { return idle_bytes_.load(std::memory_order_relaxed); }
+  uint64_t spans_disowned() const { return spans_disowned_.load(std::memory_order_relaxed); }
   uint64_t exchanges() const { return exchanges_.load(std::memory_order_relaxed); }
 
   // Aborts unless the invariants hold. No other call may run meanwhile.
@@ -144,6 +161,7 @@ class SessionCache {
     SpanList partial ABSL_GUARDED_BY(mu);
     SpanList full ABSL_GUARDED_BY(mu);
     SpanList idle ABSL_GUARDED_BY(mu);
+    SpanList disowned ABSL_GUARDED_BY(mu);
     SweepList to_sweep ABSL_GUARDED_BY(mu);
     uint32_t spans_to_sweep ABSL_GUARDED_BY(mu) = 0;
     uint32_t demand ABSL_GUARDED_BY(mu) = 1;       // spans to ask for next time
@@ -174,6 +192,7 @@ class SessionCache {
   // Sweeps each span that has blocks elsewhere.
   void SweepEachLocked(ClassCache& cache, bool all) ABSL_EXCLUSIVE_LOCKS_REQUIRED(cache.mu);
   void StopResting();
+  void Disown(absl::Span<const GrantSequence> grants);
   // Retires the older half of the idle spans.
   void RetireHalfLocked(ClassCache& cache) ABSL_EXCLUSIVE_LOCKS_REQUIRED(cache.mu);
   // The same of spans that others' references alone keep. False: none is left.
@@ -226,10 +245,12 @@ class SessionCache {
 
   std::atomic<bool> resting_{true};           // see SetResting
   std::atomic<bool> warm_{false};             // the first message was sent
+  std::atomic<bool> offline_{false};          // the last exchange found no daemon
   std::atomic<bool> prefetch_paused_{false};  // the pool was full; until a thread gets something
   std::atomic<uint64_t> bytes_on_loan_{0};
   std::atomic<uint64_t> idle_bytes_{0};
   std::atomic<uint64_t> exchanges_{0};
+  std::atomic<uint64_t> spans_disowned_{0};
 
   // Messages under way that return spans. Whoever needs the memory waits for them.
   RankedMutex returning_mu_{LockRank::kLeaf};

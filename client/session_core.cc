@@ -213,7 +213,17 @@ absl::StatusOr<void*> SessionCore::AllocateBlock(size_t bytes, size_t alignment,
       return block;
     }
   }
+  const absl::Time started = timeout > absl::ZeroDuration() ? absl::Now() : absl::Time();
   absl::StatusOr<void*> block = AllocateOnce(place, noscan);
+  if (ABSL_PREDICT_FALSE(absl::IsUnavailable(block.status())) && timeout > absl::ZeroDuration()) {
+    // That took as long as one message may.
+    const absl::Time deadline = started + timeout;
+    while (absl::IsUnavailable(block.status()) && source_->state() != DaemonState::kLost &&
+           absl::Now() < deadline) {
+      absl::SleepFor(kFirstPause);
+      block = AllocateOnce(place, noscan);
+    }
+  }
   if (absl::IsResourceExhausted(block.status())) {
     const absl::Time deadline = absl::Now() + timeout;
     absl::Duration pause = kFirstPause;
@@ -380,7 +390,13 @@ void SessionCore::GiveBack(uint64_t bytes) {
 
 absl::Time SessionCore::KeepHouse(absl::Time now) {
   const absl::Time settle_at = Settle(now);
-  if (const std::optional<RecallRequest> recall = source_->TakeRecall(); recall.has_value()) {
+  const std::optional<RecallRequest> recall = source_->TakeRecall();
+  if (source_->TakeExchangeDue()) cache_->ExchangeDue();
+  if (const uint64_t disowned = cache_->DisownUnknown(); disowned != disowned_seen_) {
+    disowned_seen_ = disowned;
+    threads_->DrainOthers();
+  }
+  if (recall.has_value()) {
     GiveSettled();
     GiveBack(recall->bytes);
     source_->AnswerRecall(*recall);
@@ -606,6 +622,8 @@ SessionStats SessionCore::stats() {
   stats.misuses = misuse_.count();
   stats.bytes_on_loan = cache_->bytes_on_loan();
   stats.idle_bytes = cache_->idle_bytes();
+  stats.spans_lost = cache_->spans_disowned();
+  stats.daemon = source_->state();
   return stats;
 }
 

@@ -175,9 +175,10 @@ class SessionCore final : public SessionLife {
   }
 
   // What the housekeeper does, and when to do it again at the latest. Not from two threads at once.
-  // A recall by the daemon is answered. Each second in which no thread allocates, half of what is
-  // idle goes back: blocks in threads' stacks to the session cache, spans to the daemon. When
-  // nothing is left it need not be called before something is freed or let go of again.
+  // A recall by the daemon is answered, and one that is back is told what is on loan. Each second
+  // in which no thread allocates, half of what is idle goes back: blocks in threads' stacks to the
+  // session cache, spans to the daemon. When nothing is left it need not be called before something
+  // is freed or let go of again.
   absl::Time KeepHouse(absl::Time now);
 
  private:
@@ -214,7 +215,8 @@ class SessionCore final : public SessionLife {
   Place PlaceFor(size_t bytes, size_t alignment, bool noscan) const;
   absl::StatusOr<void*> AllocateOnce(const Place& place, bool noscan);
   // When the pool is full, gives back what is idle and tries again, at least once and for
-  // `timeout`.
+  // `timeout`. While the daemon is away it waits for it, for `timeout` and at least the source's 5
+  // s.
   absl::StatusOr<void*> AllocateBlock(size_t bytes, size_t alignment, bool noscan,
                                       absl::Duration timeout);
   // The block at `data`, of this session and in the user's hands, goes back.
@@ -264,6 +266,7 @@ class SessionCore final : public SessionLife {
   absl::Time quiet_since_ = absl::InfinitePast();
   absl::Time second_noted_ = absl::InfinitePast();
   uint64_t allocations_seen_ = 0;
+  uint64_t disowned_seen_ = 0;
   // Those that are not counted in threads' stocks; the creator is. Until those in stocks are added,
   // too, kInStocks stands for them, however many or few they are: so it comes to 0 only when all
   // have gone.

@@ -274,6 +274,45 @@ TEST_F(SessionCoreTest, WithoutADaemonWhatIsOnLoanGoesOn) {
   EXPECT_TRUE(pool_.Empty());
 }
 
+TEST_F(SessionCoreTest, WhileTheDaemonIsAwayWhatIsIdleIsKeptAndNothingIsSent) {
+  Attached core(pool_.Attach());
+  { Buffer buffer = MustAllocate(core, 1000); }
+  core->DrainMyStacks();
+  const uint64_t idle = core->stats().idle_bytes;
+  EXPECT_GT(idle, 0u);
+  EXPECT_EQ(core->stats().daemon, DaemonState::kConnected);
+  pool_.SetDown(true);
+  EXPECT_EQ(core->stats().daemon, DaemonState::kOffline);
+  // Somebody needs it in vain; or the housekeeper would come to know.
+  EXPECT_EQ(core->Malloc(50 * kMiB, 16), nullptr);
+  const uint64_t sent = core->stats().exchanges;
+  absl::Time now = absl::Now();
+  for (int second = 0; second < 10; ++second) core->KeepHouse(now += absl::Seconds(1.5));
+  EXPECT_EQ(core->stats().idle_bytes, idle);
+  EXPECT_EQ(core->stats().exchanges, sent);
+  // It says that it is back, and is told what is on loan.
+  pool_.SetDown(false);
+  pool_.SayResumed();
+  core->KeepHouse(now);
+  EXPECT_EQ(core->stats().exchanges, sent + 1);
+  for (int second = 0; second < 20; ++second) core->KeepHouse(now += absl::Seconds(1.5));
+  EXPECT_EQ(core->stats().idle_bytes, 0u);
+  core.Reset();
+  EXPECT_TRUE(pool_.Empty());
+}
+
+TEST_F(SessionCoreTest, AnAllocationWithATimeoutWaitsForADaemonThatIsAway) {
+  Attached core(pool_.Attach());
+  pool_.SetDown(true);
+  std::thread later([&] { pool_.SetDown(false); });
+  EXPECT_TRUE(core->Allocate(kMiB, {.timeout = absl::Minutes(1)}).ok());
+  later.join();
+  pool_.SetDown(true);
+  EXPECT_EQ(core->Allocate(50 * kMiB, {.timeout = absl::Milliseconds(5)}).status().code(),
+            absl::StatusCode::kUnavailable);
+  pool_.SetDown(false);
+}
+
 // --- Misuse --------------------------------------------------------------------------------------
 
 class MisuseTest : public SessionCoreTest {

@@ -18,6 +18,7 @@
 #include "allocator/units.h"
 #include "client/name_source.h"
 #include "proto/layout/packet.h"
+#include "spanpool/options.h"
 
 namespace spanpool::internal {
 
@@ -63,9 +64,12 @@ class SpanSource {
  public:
   virtual ~SpanSource() = default;
 
-  // Gives the named grants back, then asks for `wishes`; one message.
-  //   UNAVAILABLE  the daemon did not answer; nothing was granted. Returns are remembered and sent
-  //                again with the next exchange.
+  // Gives the named grants back, then asks for `wishes`; one message. While the daemon is away it
+  // waits, for 5 s at most, and asks again when the daemon is back; that daemon and session are
+  // then of one mind about what is on loan is the source's business.
+  //   UNAVAILABLE  the daemon did not answer, or the pool is lost: nothing was granted. Returns
+  //   need
+  //                not be repeated.
   virtual absl::StatusOr<ExchangeResult> Exchange(absl::Span<const GrantSequence> returns,
                                                   absl::Span<const SpanWish> wishes) = 0;
 
@@ -78,6 +82,16 @@ class SpanSource {
   //   FAILED_PRECONDITION  they are not; the daemon takes them back when the process ends
   //   UNAVAILABLE          the daemon did not answer
   virtual absl::Status Detach() = 0;
+
+  // How things stand, as far as can be seen without waiting.
+  virtual DaemonState state() { return DaemonState::kConnected; }
+  // Whether an exchange, even of nothing, has become due since the last call: the daemon has said
+  // that it is back, and is to know what is on loan; or grants came when nobody waited for them any
+  // more, and go back.
+  virtual bool TakeExchangeDue() { return false; }
+  // Grants that the daemon does not know of, since the last call: lost with its memory, and perhaps
+  // lent to others. Nothing of them may be handed out any more.
+  virtual std::vector<GrantSequence> TakeUnknown() { return {}; }
 
   // What the daemon says unasked. `notice_fd` becomes readable, or is hung up, when there may be
   // something; -1: never. While another thread waits for an answer on the same connection, that

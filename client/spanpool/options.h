@@ -43,14 +43,25 @@ struct SessionOptions {
 
 struct AllocateOptions {
   // How long to wait when the pool is full. While waiting the session gives back its own idle
-  // memory and asks again, at most every 50 ms.
+  // memory and asks again, at most every 50 ms. While the daemon is away it is waited for so long,
+  // and 5 s at least.
   absl::Duration timeout = absl::ZeroDuration();
   size_t alignment = 64;  // a power of two, up to 2 MiB
   bool zeroed = false;
   BlockKind kind = BlockKind::kNoscan;
 };
 
-// Counters since attaching, and two gauges. Taken thread by thread: exact when no thread of the
+// Where the daemon is, from a session's point of view.
+enum class DaemonState {
+  kConnected,
+  // It is away: being restarted, or stopped. What is on loan is used as before; what needs the
+  // daemon waits for it.
+  kOffline,
+  // It has ended for good, or has ended the session: attach again. Buffers stay readable.
+  kLost,
+};
+
+// Counters since attaching, and three gauges. Taken thread by thread: exact when no thread of the
 // process is allocating, else each counter is some value it had during the call.
 struct SessionStats {
   uint64_t allocations = 0;    // blocks handed out: Allocate, Malloc and resource()
@@ -62,6 +73,8 @@ struct SessionStats {
   uint64_t misuses = 0;        // see MisuseHandler
   uint64_t bytes_on_loan = 0;  // spans the session holds
   uint64_t idle_bytes = 0;     // of those, spans no block of which is in use
+  uint64_t spans_lost = 0;     // that the daemon did not know of when it came back: not used again
+  DaemonState daemon = DaemonState::kConnected;  // as far as can be seen without waiting
 };
 
 struct Misuse {

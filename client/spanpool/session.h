@@ -24,6 +24,14 @@ namespace spanpool {
 // Thread-safe. Destroying it frees all blocks of Malloc() and resource(); Buffers stay valid, and
 // the process stays attached until the last of them is gone.
 //
+// While the daemon is away (it is being restarted, or is stopped) the session goes on: what it has
+// on loan is allocated from and freed to, handles are opened, shared and sent. What needs the
+// daemon waits for it, 5 s if nothing else is said, and fails with UNAVAILABLE; when the daemon is
+// back the session goes on with it by itself. If the daemon has ended for good, or has ended the
+// session, these calls fail with UNAVAILABLE at once, and say to attach again: the new session is
+// of another pool, which refuses the old one's handles; the old one's Buffers stay readable until
+// they are dropped.
+//
 // A forked child is not attached: there whatever returns a Status fails with FAILED_PRECONDITION,
 // Malloc() returns nullptr and Free() does nothing, until the child attaches a session of its own.
 // The parent is not affected.
@@ -48,7 +56,8 @@ class Session {
   //   INVALID_ARGUMENT     0 bytes, more than the pool can ever hold, or not an alignment
   //   RESOURCE_EXHAUSTED   the pool is full (after options.timeout, if it is not zero)
   //   PERMISSION_DENIED    the session is read-only
-  //   UNAVAILABLE          there is no free block here and the daemon does not answer
+  //   UNAVAILABLE          there is no free block here, and the daemon is away and was not back in
+  //                        5 s, or options.timeout if that is longer; or the pool is lost
   //   FAILED_PRECONDITION  in a forked child
   absl::StatusOr<Buffer> Allocate(size_t bytes, const AllocateOptions& options = {});
 
@@ -114,7 +123,8 @@ class Session {
   absl::StatusOr<Buffer> TakeBack(const Handle& handle);
 
   // As malloc: uninitialised, aligned to 16 bytes (8 for up to 8 bytes), nullptr when the pool is
-  // full. The block is private to this process.
+  // full, or lost, or if there is no free block here and the daemon was away for 5 s. The block is
+  // private to this process.
   void* Malloc(size_t bytes) noexcept;
   // From any thread; nullptr is fine. Anything that is not a block of this session's Malloc() or
   // resource() is reported to the misuse handler and left alone.
@@ -126,7 +136,7 @@ class Session {
   // memory_resource must, when the pool is full. Lives as long as the session.
   std::pmr::memory_resource* resource() noexcept;
 
-  // Cheap: a few loads per thread and class.
+  // Cheap: a few loads per thread and class, and a look at the daemon's sockets.
   SessionStats stats() const;
 
   // By default each call site that misuses memory is logged to stderr once. A null handler

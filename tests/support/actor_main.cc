@@ -34,11 +34,15 @@
 //   free_address ADDRESS             whatever it is
 //   misuses                          how often the misuse handler was called
 //   stats                            "ALLOCATIONS REFILLS"
+//   view                             how the daemon is (connected, offline or lost), and the bytes
+//                                    on loan, those that are idle, and the spans lost
 //   threads COUNT                    so many threads, one after the other; each allocates and frees
 //                                    a few blocks
 //   idle_thread BLOCKS BYTES         a thread allocates so many blocks, frees them and is idle from
 //                                    then on
-//   busy COUNT                       threads that allocate, write, check and free without a pause
+//   busy COUNT [large]               threads that allocate, write, check and free without a pause;
+//                                    large: now and then blocks of 4 to 64 MiB, for which they need
+//                                    the daemon
 //   calm                             ends them; an error if a byte was not what was written
 //   churn HANDLE                     a thread that opens and drops that block without a pause, and
 //                                    shares, sends and opens blocks of its own
@@ -152,6 +156,14 @@ class ActorProcess {
     if (verb == "stats") {
       const spanpool::SessionStats stats = session_->stats();
       return Ok(std::to_string(stats.allocations) + " " + std::to_string(stats.refills));
+    }
+    if (verb == "view") {
+      const spanpool::SessionStats stats = session_->stats();
+      const char* const daemon = stats.daemon == spanpool::DaemonState::kConnected ? "connected"
+                                 : stats.daemon == spanpool::DaemonState::kOffline ? "offline"
+                                                                                   : "lost";
+      return Ok(std::string(daemon) + " " + std::to_string(stats.bytes_on_loan) + " " +
+                std::to_string(stats.idle_bytes) + " " + std::to_string(stats.spans_lost));
     }
     if (verb == "misuses") return Ok(std::to_string(misuses_));
     if (verb == "fork") {
@@ -662,13 +674,14 @@ class ActorProcess {
 
   std::string Busy(std::istringstream& words) {
     int count = 0;
-    words >> count;
+    std::string large;
+    words >> count >> large;
     for (int i = 0; i < count; ++i)
-      busy_.emplace_back([this, i] { Churn(static_cast<size_t>(i)); });
+      busy_.emplace_back([this, i, large] { Churn(static_cast<size_t>(i), large == "large"); });
     return Ok();
   }
 
-  void Churn(size_t seed) {
+  void Churn(size_t seed, bool large) {
     std::array<Buffer, 64> live;
     std::array<uint64_t, 64> written{};
     for (uint64_t i = 0; !calm_; ++i) {
@@ -682,7 +695,9 @@ class ActorProcess {
         }
         buffer = Buffer();
       }
-      absl::StatusOr<Buffer> next = session_->Allocate(size_t{64} << (i * 5 + seed) % 12);
+      size_t bytes = size_t{64} << (i * 5 + seed) % 12;
+      if (large && i % 64 == 0) bytes = (4 + i / 64 * 7 % 60) << 20;
+      absl::StatusOr<Buffer> next = session_->Allocate(bytes);
       if (!next.ok()) continue;  // the pool is full
       buffer = *std::move(next);
       written[slot] = i;

@@ -17,14 +17,14 @@
 // end detaches the session; memory is reused only when the client's process is dead.
 //
 // A worker of the daemon that dies leaves the connection open: its successor goes on with it. The
-// first thing it does is to send a ResumedNotice; only then does it read. So a reply that comes after
-// the notice is to a request that the successor read. A request that has no reply when the notice
-// comes may be lost with the worker that read it, or still be under way: the client sends it again,
-// and ignores a second reply, which it tells by its type and arena.
+// first thing it does is to send a ResumedNotice; only then does it read. So a reply that comes
+// after the notice is to a request that the successor read. A request that has no reply when the
+// notice comes may be lost with the worker that read it, or still be under way: the client sends it
+// again, and ignores a second reply, which it tells by its type and arena.
 //
 // The client sends one request at a time and waits for its reply; the daemon sends the next
-// RecallNotice only when the last was answered. So it never has more than one reply and a few notices
-// under way and never waits for a client to read. One message is one packet of exactly its
+// RecallNotice only when the last was answered. So it never has more than one reply and a few
+// notices under way and never waits for a client to read. One message is one packet of exactly its
 // struct's size. Anything else (any other size, magic, type, version or order, or a request while
 // replies are unread) is answered with a refusal where there is a reply to put it in; the session
 // is evicted and the connection closed.
@@ -130,9 +130,9 @@ struct RecallAnswer {
   uint64_t recall = 0;
 };
 
-// A worker has taken over from one that ended, and serves. The client opens a new Exchange stream at
-// once, with its inventory (spanpool/v1/pool.proto). A recall that was under way is over; an answer
-// to it is ignored.
+// A worker has taken over from one that ended, and serves. The client opens a new Exchange stream
+// at once, with its inventory (spanpool/v1/pool.proto). A recall that was under way is over; an
+// answer to it is ignored.
 struct ResumedNotice {
   AttachHeader header{.type = AttachType::kResumedNotice};
   uint32_t incarnation = 0;  // of the pool: as it was

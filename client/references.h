@@ -247,9 +247,12 @@ class References {
   // Stores the length where openers find it, if it does not travel in the handle.
   void StoreLength(PoolOffset offset, uint64_t length) {
     if (length <= layout::kMaxHandleLength) return;
+    layout::SharedWord& stored =
+        layout::LengthOf(tables_.MarksOf(ArenaOf(offset)), PageOf(offset));
+    // Most often the block was of that length before, and openers have the line.
+    if (stored.load(std::memory_order_relaxed) == length) return;
     SPANPOOL_STEP("share.length");
-    layout::LengthOf(tables_.MarksOf(ArenaOf(offset)), PageOf(offset))
-        .store(length, std::memory_order_release);
+    stored.store(length, std::memory_order_release);
   }
   bool IsPossible(const layout::HandleBits& handle) const {
     return handle.incarnation == incarnation_ && handle.length <= layout::kMaxHandleLength &&
@@ -331,10 +334,16 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline bool References::TryOpen(SlotStocks::Stock& 
                                                              const layout::HandleBits& handle,
                                                              Opened* opened) {
   const PoolOffset offset = handle.offset();
-  if (ABSL_PREDICT_FALSE(!IsPossible(handle) || handle.length == 0 ||
-                         !range_->IsMapped(offset, handle.length) || !mine.can_take())) {
-    return false;
+  if (ABSL_PREDICT_FALSE(!IsPossible(handle) || !mine.can_take())) return false;
+  uint64_t length = handle.length;
+  if (length == 0) {
+    // It was stored before the handle was made, and another only after this generation.
+    if (ABSL_PREDICT_FALSE(!range_->IsMapped(ArenaOf(offset)))) return false;
+    length = layout::LengthOf(tables_.MarksOf(ArenaOf(offset)), PageOf(offset))
+                 .load(std::memory_order_acquire);
+    if (ABSL_PREDICT_FALSE(length == 0 || !range_->Covers(offset, length))) return false;
   }
+  if (ABSL_PREDICT_FALSE(!range_->IsMapped(offset, length))) return false;
   // It will be looked at; so its first line may come while the word does.
   __builtin_prefetch(range_->PointerTo(offset));
   const uint32_t slot = SlotStocks::TakeAtHand(mine);
@@ -347,7 +356,7 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline bool References::TryOpen(SlotStocks::Stock& 
   }
   *opened = {.held = Held(slot, /*owned=*/false),
              .offset = offset,
-             .length = handle.length,
+             .length = length,
              .counted = opening.counted};
   mine.CountOpen();
   return true;

@@ -163,5 +163,116 @@ TEST_F(KillsTest, OfTheWorkerAreNotNoticedByItsClients) {
   ExpectEmptyInTheEnd();
 }
 
+TEST_F(KillsTest, OfWorkersAndClientsLeakNothing) {
+  for (int i = 0; i < kClients; ++i) {
+    Start(i);
+    ASSERT_NO_FATAL_FAILURE(AwaitStart(i));
+  }
+  const auto kills = static_cast<int>(NumberOf("SPANPOOL_KILLS", 200)) / 2;
+  int deaths = 0;
+  while (kills_ < kills) {
+    if (Random(2) == 0) {
+      const int i = Random(kClients);
+      client(i)->Signal(SIGKILL);
+      ASSERT_EQ(client(i)->Wait(), 128 + SIGKILL) << client(i)->standard_error();
+      ++deaths;
+      // The worker dies while it takes back what the client had, or before it knows of the death.
+      if (Random(4) != 0) {
+        ASSERT_NO_FATAL_FAILURE(KillWorker());
+      }
+      Start(i);
+      // And while a client attaches.
+      if (Random(2) == 0) {
+        ASSERT_NO_FATAL_FAILURE(KillWorker());
+      }
+      ASSERT_NO_FATAL_FAILURE(AwaitStart(i));
+    } else {
+      ASSERT_NO_FATAL_FAILURE(KillWorker());
+    }
+    if (kills_ % kKillsPerAudit == 0 || kills_ >= kills) {
+      operations_ = 0;  // of other clients
+      ASSERT_NO_FATAL_FAILURE(Audit());
+    }
+    if (HasFailure()) break;
+  }
+  std::cout << deaths << " deaths of clients, ";
+  ExpectEmptyInTheEnd();
+}
+
+// Whether whoever served the directory is gone, and its lock with it.
+bool IsFree(const std::string& run_dir) {
+  const int lock = open((run_dir + "/lock").c_str(), O_RDWR | O_CLOEXEC);
+  const bool free = flock(lock, LOCK_EX | LOCK_NB) == 0;
+  close(lock);
+  return free;
+}
+
+TEST(KeeperKilled, UnderLoadTheWorkerGoesOnAndWithItThePoolEnds) {
+  Daemon daemon({.kept = true});
+  const pid_t worker = daemon.worker_pid();
+  std::vector<Actor> clients(kClients);
+  std::vector<std::string> handles;
+  for (int i = 0; i < kClients; ++i) {
+    Actor& client = clients[static_cast<size_t>(i)];
+    client.Must("attach " + daemon.run_dir());
+    client.Must("allocate a 100000");
+    client.Must(absl::StrCat("fill a ", i));
+    handles.push_back(client.Must("share a"));
+    client.Must("busy 2 large");
+  }
+  daemon.process().Signal(SIGKILL);
+  EXPECT_EQ(daemon.process().Wait(), 128 + SIGKILL);
+  EXPECT_FALSE(daemon.Status().restart_safe());
+  EXPECT_EQ(daemon.worker_pid(), worker);
+  // The load goes on, and others come.
+  const uint64_t grants = daemon.PoolStatus().grants_total();
+  EXPECT_TRUE(daemon.Eventually(
+      [grants](const v1::PoolStatus& status) { return status.grants_total() > grants + 20; }));
+  for (int i = 0; i < kClients; ++i) {
+    Actor& client = clients[static_cast<size_t>(i)];
+    client.Must("open b " + handles[static_cast<size_t>((i + 1) % kClients)]);
+    client.Must(absl::StrCat("check b ", (i + 1) % kClients));
+  }
+
+  ASSERT_EQ(kill(worker, SIGKILL), 0);
+  while (!IsFree(daemon.run_dir())) Pass(1);
+  for (Actor& client : clients) {
+    const absl::Status status = client.Do("allocate c 50000000").status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
+    EXPECT_TRUE(absl::StrContains(status.message(), "the pool was lost; attach again")) << status;
+  }
+  for (int i = 0; i < kClients; ++i) {
+    Actor& client = clients[static_cast<size_t>(i)];
+    client.Must("calm");
+    client.Must(absl::StrCat("check a ", i));
+    client.Must(absl::StrCat("check b ", (i + 1) % kClients));
+  }
+
+  Process fresh({Runfile("server/spanpoold"), "--run_dir", daemon.run_dir(), "--limit",
+                 "1073741824", "--fd_store=none"});
+  ASSERT_EQ(fresh.ReadLine(), "READY") << fresh.standard_error();
+  for (int i = 0; i < kClients; ++i) {
+    Actor& client = clients[static_cast<size_t>(i)];
+    client.Must("attach " + daemon.run_dir());
+    client.Must("allocate c 100000");
+    client.Must("fill c 9");
+    for (const std::string& handle : handles) {
+      const absl::Status refused = client.Do("open d " + handle).status();
+      EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition) << refused;
+    }
+    // What it still has of the lost pool is what it was.
+    client.Must(absl::StrCat("check a ", i));
+    client.Must(absl::StrCat("check b ", (i + 1) % kClients));
+    client.Must("check c 9");
+    client.Must("open d " + client.Must("share c"));
+    client.Must("drop a");
+    client.Must("drop b");
+    client.Must("check d 9");
+    client.Must("leave");
+  }
+  fresh.Signal(SIGTERM);
+  EXPECT_EQ(fresh.Wait(), 0) << fresh.standard_error();
+}
+
 }  // namespace
 }  // namespace spanpool::testing

@@ -219,7 +219,9 @@ absl::StatusOr<void*> SessionCache::TakeExact(PageCount pages, bool noscan, Page
   absl::StatusOr<ExchangeResult> result = ExchangeNow({&wish, 1});
   if (!result.ok()) return result.status();
   for (const SpanGrant& grant : result->grants) {
-    if (absl::Status status = Adopt(grant); !status.ok()) return status;
+    const absl::Status status = Adopt(grant);
+    if (absl::IsAborted(status)) return TakeExact(pages, noscan, alignment);
+    if (!status.ok()) return status;
     if (grant.pages.count != pages || grant.pages.first.value() % alignment.value() != 0) continue;
     return range_->PointerTo(OffsetOf(grant.pages.first));
   }
@@ -511,6 +513,7 @@ absl::Status SessionCache::Fetch(CacheClass c, PageCount alignment) {
     prefetch_paused_.store(false, std::memory_order_relaxed);
     return absl::OkStatus();
   }
+  if (absl::IsAborted(failed)) return Fetch(c, alignment);
   if (!failed.ok()) return failed;
   if (!result->shortfall.ok()) return result->shortfall;
   return absl::InternalError("the daemon granted no span and did not say why");
@@ -711,10 +714,15 @@ absl::Status SessionCache::Adopt(const SpanGrant& grant) {
     span->in_hand[i].store(0, std::memory_order_relaxed);
 #endif
   }
-  bytes_on_loan_.fetch_add(Bytes(grant.pages.count), std::memory_order_relaxed);
 
   ClassCache& cache = CacheOf(c);
   RankedMutexLock lock(&cache.mu);
+  if (TakeDisowned(grant.sequence)) {
+    FreeRecord(span);
+    spans_disowned_.fetch_add(1, std::memory_order_relaxed);
+    return absl::AbortedError("the daemon lost the grant before it was entered");
+  }
+  bytes_on_loan_.fetch_add(Bytes(grant.pages.count), std::memory_order_relaxed);
   pages_->Add(span);
   for (uint32_t index = 0; index < span->blocks; ++index) {
     const bool in_use =
@@ -778,9 +786,21 @@ uint64_t SessionCache::DisownUnknown() {
   return spans_disowned();
 }
 
+bool SessionCache::TakeDisowned(GrantSequence grant) {
+  RankedMutexLock lock(&mu_);
+  return disowned_grants_.erase(grant.value()) != 0;
+}
+
 void SessionCache::Disown(absl::Span<const GrantSequence> grants) {
   absl::flat_hash_set<uint64_t> lost;
-  for (const GrantSequence grant : grants) lost.insert(grant.value());
+  {
+    // Before any class is looked at: what is entered later is refused.
+    RankedMutexLock lock(&mu_);
+    for (const GrantSequence grant : grants) {
+      lost.insert(grant.value());
+      disowned_grants_.insert(grant.value());
+    }
+  }
   for (size_t i = 0; i < kCacheClasses; ++i) {
     ClassCache& cache = classes_[i];
     RankedMutexLock lock(&cache.mu);
@@ -788,6 +808,7 @@ void SessionCache::Disown(absl::Span<const GrantSequence> grants) {
       for (ClientSpan* span = list->front(); span != nullptr;) {
         ClientSpan* const next = span->next;
         if (lost.contains(span->sequence.value())) {
+          TakeDisowned(span->sequence);
           UnlinkLocked(cache, span);
           if (span->away > 0) {
             cache.to_sweep.Remove(span);

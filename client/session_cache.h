@@ -45,6 +45,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
@@ -193,6 +194,8 @@ class SessionCache {
   void SweepEachLocked(ClassCache& cache, bool all) ABSL_EXCLUSIVE_LOCKS_REQUIRED(cache.mu);
   void StopResting();
   void Disown(absl::Span<const GrantSequence> grants);
+  // Whether `grant` is one of disowned_grants_, which it then is no more.
+  bool TakeDisowned(GrantSequence grant) ABSL_LOCKS_EXCLUDED(mu_);
   // Retires the older half of the idle spans.
   void RetireHalfLocked(ClassCache& cache) ABSL_EXCLUSIVE_LOCKS_REQUIRED(cache.mu);
   // The same of spans that others' references alone keep. False: none is left.
@@ -226,6 +229,7 @@ class SessionCache {
   // `flush`: returns leave with it even if that has to wait for pages that are being touched.
   absl::StatusOr<ExchangeResult> ExchangeNow(absl::Span<const SpanWish> wishes, bool flush = false);
   // Enters a grant. What the daemon should not have sent goes back.
+  //   ABORTED  the daemon has lost the grant meanwhile: ask again
   absl::Status Adopt(const SpanGrant& grant);
   bool ValidGrant(const SpanGrant& grant) const;
   uint32_t DemandCapOf(CacheClass c) const;
@@ -259,6 +263,8 @@ class SessionCache {
   RankedMutex mu_{LockRank::kLeaf};
   std::vector<GrantSequence> returns_ ABSL_GUARDED_BY(mu_);  // wait for a message to ride in
   uint64_t returns_bytes_ ABSL_GUARDED_BY(mu_) = 0;
+  // Of no span here: retired, or in an answer that a thread is about to enter.
+  absl::flat_hash_set<uint64_t> disowned_grants_ ABSL_GUARDED_BY(mu_);
   std::vector<CacheClass> low_classes_ ABSL_GUARDED_BY(mu_);
   std::vector<PageRange> to_prefault_ ABSL_GUARDED_BY(mu_);
   // Threads that touch pages of spans which are on loan. Meanwhile no return leaves: the daemon may

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -43,14 +44,19 @@ class RecordingSource : public SpanSource {
   absl::StatusOr<ExchangeResult> Exchange(absl::Span<const GrantSequence> returns,
                                           absl::Span<const SpanWish> wishes) override {
     messages.push_back({returns.size(), {wishes.begin(), wishes.end()}});
-    return source_->Exchange(returns, wishes);
+    absl::StatusOr<ExchangeResult> result = source_->Exchange(returns, wishes);
+    if (result.ok() && on_answer != nullptr) std::exchange(on_answer, nullptr)(*result);
+    return result;
   }
   absl::StatusOr<ArenaFds> OpenArena(ArenaIndex arena) override {
     return source_->OpenArena(arena);
   }
   absl::Status Detach() override { return source_->Detach(); }
+  std::vector<GrantSequence> TakeUnknown() override { return source_->TakeUnknown(); }
 
   std::vector<Message> messages;
+  // Called once, with the next answer before anybody has seen it.
+  std::function<void(const ExchangeResult&)> on_answer;
 
  private:
   const std::unique_ptr<SpanSource> source_;
@@ -86,7 +92,7 @@ class SessionCacheTest : public testing::Test {
   void TearDown() override {
     cache_->CheckInvariants();
     EXPECT_TRUE(cache_->ReturnAll().ok());
-    EXPECT_TRUE(pool_.Empty());
+    EXPECT_TRUE(forgotten_ || pool_.Empty());
   }
 
   static CacheClass SmallClass(size_t bytes) {
@@ -119,6 +125,8 @@ class SessionCacheTest : public testing::Test {
     return batches;
   }
 
+  bool forgotten_ = false;  // the pool has lost grants, which it never has back
+  std::vector<PageRange> lost_pages_;
   FakePool pool_{kLimitBytes};
   RecordingSource source_{pool_.NewSource()};
   MisuseReporter misuse_;
@@ -197,6 +205,39 @@ TEST_F(SessionCacheTest, EachCallGivesBackHalfOfWhatIsIdle) {
     idle -= (idle + 1) / 2;
     EXPECT_EQ(cache_->bytes_on_loan(), idle * 65536);
   }
+}
+
+TEST_F(SessionCacheTest, AGrantThatIsLostBeforeItIsEnteredIsNotUsed) {
+  TakeOne(SmallClass(64));  // the first message of all
+  const auto forget = [this](const ExchangeResult& answer) {
+    ASSERT_FALSE(answer.grants.empty());
+    for (const SpanGrant& grant : answer.grants) {
+      lost_pages_.push_back(grant.pages);
+      pool_.Forget(grant.sequence);
+    }
+    forgotten_ = true;
+  };
+  const uint64_t before = cache_->bytes_on_loan();
+  for (const bool exact : {false, true}) {
+    source_.on_answer = forget;
+    const size_t lost = lost_pages_.size();
+    void* block = nullptr;
+    if (exact) {
+      const absl::StatusOr<void*> taken =
+          cache_->TakeExact(PageCount(17), /*noscan=*/true, PageCount(1));
+      ASSERT_TRUE(taken.ok()) << taken.status();
+      block = *taken;
+    } else {
+      block = TakeOne(LargeClass(1 << 20));
+      ASSERT_NE(block, nullptr);
+    }
+    ASSERT_GT(lost_pages_.size(), lost);
+    EXPECT_EQ(cache_->spans_disowned(), lost_pages_.size());
+    for (const PageRange& pages : lost_pages_) {
+      EXPECT_EQ(pages_->SpanOf(pages.first), nullptr);
+    }
+  }
+  EXPECT_GT(cache_->bytes_on_loan(), before);
 }
 
 TEST_F(SessionCacheTest, ReturnsRideAlongWithTheNextWish) {

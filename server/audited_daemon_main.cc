@@ -2,7 +2,8 @@
 //
 //   audited_daemon_main CONFIG_FILE [keeper]
 //
-// With a keeper it is started again when it is killed, and the next line is for its successor.
+// With a keeper it is started again when it is killed, at once however often, and the next line is
+// for its successor.
 //
 //   audit [POOL]  "ok", or what does not add up, as server/pool_audit.h has it, in that pool or all
 //   books POOL    the same, but not of what clients can write
@@ -21,6 +22,7 @@
 
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "absl/time/time.h"
 #include "server/config.h"
 #include "server/daemon.h"
 #include "server/keeper.h"
@@ -58,7 +60,8 @@ int main(int argc, char** argv) {
   const bool is_worker = std::getenv(spanpool::kKeeperVariable) != nullptr;
   if (wants_keeper && !is_worker) {
     return spanpool::RunKeeper({.program = std::filesystem::read_symlink("/proc/self/exe"),
-                                .arguments = {argv, argv + argc}});
+                                .arguments = {argv, argv + argc},
+                                .longest_delay = absl::ZeroDuration()});
   }
   // They end it; a keeper leaves them blocked.
   sigset_t none;

@@ -175,11 +175,6 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(DaemonConfig config, FdSto
     }
     return status;
   }
-  // Kept, and never on record: a predecessor died before it used them.
-  for (const auto& [name, fd] : kept) {
-    Log().info("{}: kept by a predecessor that never used it; closed", name);
-    if (store != nullptr) store->Forget(name);
-  }
   return daemon;
 }
 
@@ -232,6 +227,18 @@ absl::Status Daemon::Serve(std::vector<KeptPool> kept_pools, KeptFds* kept) {
       if (attach_server_ != nullptr) attach_server_->CloseConnection(session.id());
     });
   }
+  auto attach_socket = run_directory_.Listen(layout::kAttachSocketName, SOCK_SEQPACKET, kept);
+  if (!attach_socket.ok()) return attach_socket.status();
+  auto grpc_socket = run_directory_.Listen(layout::kGrpcSocketName, SOCK_STREAM, kept);
+  if (!grpc_socket.ok()) return grpc_socket.status();
+  // What is left is on nobody's record: a predecessor died before it used it. Forgotten before
+  // anybody keeps something new, which may have the same name.
+  for (const auto& [name, fd] : *kept) {
+    Log().info("{}: kept by a predecessor that never used it; closed", name);
+    if (store_ != nullptr) store_->Forget(name);
+  }
+  kept->clear();
+
   for (Pool* pool : pools) {
     if (pool->config().arena_kind != MemfdArenaSource::Kind::kHugePages) continue;
     // Now rather than by the housekeeper: who else wants huge pages cannot take these once the
@@ -248,8 +255,6 @@ absl::Status Daemon::Serve(std::vector<KeptPool> kept_pools, KeptFds* kept) {
   if (!loop.ok()) return loop.status();
   loop_ = *std::move(loop);
 
-  auto attach_socket = run_directory_.Listen(layout::kAttachSocketName, SOCK_SEQPACKET, kept);
-  if (!attach_socket.ok()) return attach_socket.status();
   attach_server_ = std::make_unique<AttachServer>(*std::move(attach_socket), pools, &sessions_,
                                                   reaper_.get(), &recaller_, loop_.get());
   // A number of a recall says which worker's it is.
@@ -259,8 +264,6 @@ absl::Status Daemon::Serve(std::vector<KeptPool> kept_pools, KeptFds* kept) {
   if (absl::Status status = attach_server_->Start(); !status.ok()) return status;
 
   if (absl::Status status = StartGrpc(pools); !status.ok()) return status;
-  auto grpc_socket = run_directory_.Listen(layout::kGrpcSocketName, SOCK_STREAM, kept);
-  if (!grpc_socket.ok()) return grpc_socket.status();
   grpc_listener_ = std::make_unique<GrpcListener>(
       *std::move(grpc_socket),
       GrpcListener::Options{.max_connections = config_.max_sessions * kConnectionsPerSession + 64,

@@ -13,10 +13,12 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "allocator/units.h"
 #include "proto/layout/attach.h"
 #include "server/daemon.h"
 #include "server/memory_fd_store.h"
 #include "server/pool_audit.h"
+#include "server/pool_state.h"
 #include "server/raw_client.h"
 
 namespace spanpool {
@@ -141,6 +143,19 @@ TEST_F(DaemonRestart, WhatNoRecordLeadsToIsLetGo) {
   ASSERT_TRUE(store_.Keep({{.name = "1.a7.d", .fd = stray.get()}}).ok());
   Restart();
   EXPECT_EQ(store_.size(), before);
+}
+
+TEST_F(DaemonRestart, WhatIsKeptAnewByANameThatNoRecordLedToStays) {
+  const layout::UniqueFd stray(open("/dev/null", O_RDONLY | O_CLOEXEC));
+  for (const ArenaFd which : {ArenaFd::kData, ArenaFd::kTable}) {
+    const std::string name = KeptArenaName(pool().incarnation(), ArenaIndex(0), which);
+    ASSERT_TRUE(store_.Keep({{.name = name, .fd = stray.get()}}).ok());
+  }
+  daemon_.reset();
+  config_.pools[0].reserve_bytes = uint64_t{8} << 20;  // so that the arena is made at once
+  Start();
+  while (pool().heap().stats().reserved_bytes == 0) usleep(1000);
+  Restart();
 }
 
 TEST_F(DaemonRestart, AnotherConfigurationIsRefusedAndNothingIsLost) {

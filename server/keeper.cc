@@ -45,7 +45,6 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int kFailed = 1;
 constexpr absl::Duration kFirstDelay = absl::Milliseconds(10);
-constexpr absl::Duration kLongestDelay = absl::Seconds(5);
 constexpr absl::Duration kServedWell = absl::Seconds(10);
 // The kernel passes no more in one message (SCM_MAX_FD).
 constexpr size_t kMostFdsOfMessage = 253;
@@ -142,7 +141,8 @@ std::optional<Notice> ReceiveNotice(int socket) {
 
 class Keeper {
  public:
-  explicit Keeper(const KeeperOptions& options) : options_(options) {}
+  explicit Keeper(const KeeperOptions& options)
+      : options_(options), delay_(options.longest_delay) {}
 
   // The status to exit with.
   int Run();
@@ -528,7 +528,7 @@ void Keeper::HandleTime() {
 
 absl::Duration RestartDelay::Next(absl::Duration served) {
   if (served >= kServedWell) next_ = absl::ZeroDuration();
-  return std::exchange(next_, std::clamp(2 * next_, kFirstDelay, kLongestDelay));
+  return std::exchange(next_, std::min(std::max(2 * next_, kFirstDelay), longest_));
 }
 
 int RunKeeper(const KeeperOptions& options) {

@@ -40,13 +40,18 @@ inline constexpr int kExitRefused = 4;
 inline constexpr char kLogInJson[] = "X_SPANPOOL_LOG=json";
 
 // How long to wait before the worker is started again: not at all, then 10 ms, then twice as long
-// each time, up to 5 s; from the start again after one that served for 10 s.
+// each time, up to `longest`; from the start again after one that served for 10 s.
 class RestartDelay {
  public:
+  static constexpr absl::Duration kLongest = absl::Seconds(5);
+
+  explicit RestartDelay(absl::Duration longest = kLongest) : longest_(longest) {}
+
   // After a worker that served for `served`; zero = it did not.
   absl::Duration Next(absl::Duration served);
 
  private:
+  const absl::Duration longest_;
   absl::Duration next_ = absl::ZeroDuration();
 };
 
@@ -54,6 +59,7 @@ struct KeeperOptions {
   std::string program = {};                             // the worker's, an absolute path
   std::vector<std::string> arguments = {};              // its own, from its name on
   absl::Duration upgrade_patience = absl::Seconds(10);  // then a worker to be replaced is killed
+  absl::Duration longest_delay = RestartDelay::kLongest;
 };
 
 // Keeps and restarts; returns the status to exit with, or ends by the signal that was to end it.

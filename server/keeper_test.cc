@@ -47,6 +47,15 @@ TEST(RestartDelay, AWorkerThatServedForTenSecondsIsRestartedAtOnce) {
   EXPECT_EQ(delay.Next(absl::Milliseconds(9999)), absl::Milliseconds(10));
 }
 
+TEST(RestartDelay, NoneIsLongerThanTheLongest) {
+  RestartDelay delay(absl::Milliseconds(15));
+  std::vector<int64_t> waits;
+  for (int i = 0; i < 4; ++i) {
+    waits.push_back(absl::ToInt64Milliseconds(delay.Next(absl::Seconds(1))));
+  }
+  EXPECT_THAT(waits, ElementsAre(0, 10, 15, 15));
+}
+
 // A copy of the test's worker, which calls itself `name`, in place of what is at `path`.
 void PutProgram(const std::string& name, const std::string& path) {
   std::filesystem::copy_file("server/keeper_test_worker", path + ".new",

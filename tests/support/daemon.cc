@@ -37,8 +37,13 @@ Daemon::Daemon(const Options& options) : run_dir_(TemporaryDirectory()) {
     std::fprintf(stderr, "the daemon did not start: %s\n", process_->standard_error().c_str());
     std::abort();
   }
-  admin_ = v1::Admin::NewStub(
-      grpc::CreateChannel("unix:" + run_dir_ + "/grpc.sock", grpc::InsecureChannelCredentials()));
+  // A worker that is killed before it has greeted is no reason to wait a second for the next.
+  grpc::ChannelArguments channel;
+  channel.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 10);
+  channel.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 10);
+  channel.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 100);
+  admin_ = v1::Admin::NewStub(grpc::CreateCustomChannel(
+      "unix:" + run_dir_ + "/grpc.sock", grpc::InsecureChannelCredentials(), channel));
 }
 
 Daemon::~Daemon() {

@@ -1,12 +1,18 @@
 // A process that shares blocks with others of its kind, at random, until its input ends.
 //
-//   sharing_load_main TARGET BOARD SEED
+//   sharing_load_main TARGET BOARD SEED [daemon]
+//
+// daemon: also does what needs the daemon, over and over: large blocks, and names.
 //
 // BOARD is a file that all of them map: places where handles are left, to be opened by whoever
 // comes by, or taken by one; and where the channel is, through which blocks go, too. Every block
 // bears a mark at both ends, which is left beside its handle, and everyone who has a block looks at
 // it again and again. Exits with 3 when a block is not what it should be, and with 4 when the
 // library reports what it should not. Prints READY once it works, and in the end how much it did.
+//
+// Meanwhile it reads lines, and answers each with one:
+//   pause  when no thread is in the middle of anything: how many operations there were
+//   go     works again
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -17,12 +23,14 @@
 #include <cstring>
 #include <iostream>
 #include <memory>
+#include <mutex>
 #include <random>
 #include <string>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "absl/strings/string_view.h"
 #include "spanpool/spanpool.h"
 
 namespace {
@@ -35,6 +43,7 @@ using spanpool::Session;
 constexpr size_t kPlaces = 64;
 constexpr int kThreads = 2;
 constexpr size_t kMostHad = 40;
+constexpr uint64_t kNames = 8;
 constexpr uint32_t kChannelCapacity = 8;
 
 [[noreturn]] void Fail(int code, const std::string& what) {
@@ -101,15 +110,33 @@ struct Had {
 
 class Worker {
  public:
-  Worker(Session* session, Board* board, Channel* channel, uint64_t seed)
-      : session_(session), board_(board), channel_(channel), random_(seed) {}
+  Worker(Session* session, Board* board, Channel* channel, uint64_t seed, bool daemon)
+      : session_(session),
+        board_(board),
+        channel_(channel),
+        random_(seed),
+        kinds_(daemon ? kKindsWithDaemon : kKinds) {}
 
+  // Does one thing after the other, each with `turn` held.
   void Work(const std::atomic<bool>& stop) {
     while (!stop) {
+      pause_.wait(true);
+      const std::lock_guard<std::mutex> lock(turn_);
+      if (pause_) continue;
       Once();
       ++operations_;
     }
     while (!had_.empty()) Forget(&had_.back());
+  }
+
+  // Returns when it is in the middle of nothing.
+  void Pause() {
+    pause_ = true;
+    const std::lock_guard<std::mutex> lock(turn_);
+  }
+  void Go() {
+    pause_ = false;
+    pause_.notify_all();
   }
 
   uint64_t operations() const { return operations_; }
@@ -117,11 +144,14 @@ class Worker {
   uint64_t received() const { return received_; }
 
  private:
+  static constexpr uint64_t kKinds = 10;
+  static constexpr uint64_t kKindsWithDaemon = 13;
+
   void Once() {
     Place& shared = board_->shared[random_() % kPlaces];
     Place& sent = board_->sent[random_() % kPlaces];
     Had* const any = had_.empty() ? nullptr : &had_[random_() % had_.size()];
-    switch (random_() % 10) {
+    switch (random_() % kinds_) {
       case 0: {
         Had had = Allocate();
         if (had.buffer.size() != 0) Share(&had, &shared);
@@ -162,13 +192,24 @@ class Worker {
       }
       case 8:
         return ReceiveFromChannel();
+      case 10:
+        if (any != nullptr) Publish(*any);
+        return;
+      case 11:
+        return OpenName();
+      case 12:
+        // Not often: each costs a system call or a thousand.
+        if (random_() % 64 == 0) Keep(Allocate(size_t{1} << (20 + random_() % 3)));
+        return;
       default:
         if (any != nullptr) Forget(any);
     }
   }
 
-  Had Allocate() {
-    absl::StatusOr<Buffer> buffer = session_->Allocate(64 << random_() % 11);
+  Had Allocate() { return Allocate(size_t{64} << random_() % 11); }
+
+  Had Allocate(size_t bytes) {
+    absl::StatusOr<Buffer> buffer = session_->Allocate(bytes);
     if (!buffer.ok()) {
       if (!absl::IsResourceExhausted(buffer.status())) Fail(4, buffer.status().ToString());
       while (!had_.empty()) Forget(&had_.back());
@@ -240,6 +281,36 @@ class Worker {
     Keep(std::move(had));
   }
 
+  std::string AnyName() { return "name" + std::to_string(random_() % kNames); }
+
+  // Whoever opens it reads the mark in the block: the name may stand for another by then.
+  void Publish(const Had& had) {
+    const absl::Status status =
+        session_->Publish(AnyName(), had.buffer, {.outlive_session = false, .replace = true});
+    if (!status.ok() && !IsAboutBlock(status)) Fail(4, status.ToString());
+  }
+
+  void OpenName() {
+    absl::StatusOr<Buffer> buffer = session_->Open(AnyName());
+    if (!buffer.ok()) {
+      if (!absl::IsNotFound(buffer.status()) && !IsAboutBlock(buffer.status())) {
+        Fail(4, buffer.status().ToString());
+      }
+      return;
+    }
+    ++opened_;
+    Had had{*std::move(buffer), 0};
+    std::memcpy(&had.mark, had.buffer.data(), 8);
+    Keep(std::move(had));
+  }
+
+  // That the block is recounted or has too many references, not that the daemon is away.
+  static bool IsAboutBlock(const absl::Status& status) {
+    return absl::IsResourceExhausted(status) ||
+           (absl::IsUnavailable(status) &&
+            status.message().find("recounted") != absl::string_view::npos);
+  }
+
   static void Check(const Had& had) {
     uint64_t first = 0;
     uint64_t last = 0;
@@ -265,8 +336,11 @@ class Worker {
   Board* const board_;
   Channel* const channel_;
   std::mt19937_64 random_;
+  const uint64_t kinds_;
   std::vector<Had> had_;
-  uint64_t operations_ = 0;
+  std::atomic<bool> pause_{false};
+  std::mutex turn_;
+  std::atomic<uint64_t> operations_{0};
   uint64_t opened_ = 0;
   uint64_t received_ = 0;
 };
@@ -274,7 +348,7 @@ class Worker {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 4) return 2;
+  if (argc != 4 && (argc != 5 || argv[4] != std::string("daemon"))) return 2;
   const int file = open(argv[2], O_RDWR | O_CREAT | O_CLOEXEC, 0600);
   if (file < 0 || ftruncate(file, sizeof(Board)) != 0) Fail(2, "cannot open the board");
   void* const memory = mmap(nullptr, sizeof(Board), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
@@ -290,13 +364,25 @@ int main(int argc, char** argv) {
   std::vector<std::thread> threads;
   for (int i = 0; i < kThreads; ++i) {
     workers.push_back(std::make_unique<Worker>(session->get(), board, channel.get(),
-                                               std::stoull(argv[3]) + static_cast<uint64_t>(i)));
+                                               std::stoull(argv[3]) + static_cast<uint64_t>(i),
+                                               /*daemon=*/argc == 5));
     threads.emplace_back([&stop, worker = workers.back().get()] { worker->Work(stop); });
   }
   std::cout << "READY" << std::endl;
   for (std::string line; std::getline(std::cin, line);) {
+    uint64_t operations = 0;
+    for (const auto& worker : workers) {
+      if (line == "pause") {
+        worker->Pause();
+      } else {
+        worker->Go();
+      }
+      operations += worker->operations();
+    }
+    std::cout << operations << std::endl;
   }
   stop = true;
+  for (const auto& worker : workers) worker->Go();
   uint64_t operations = 0;
   uint64_t opened = 0;
   uint64_t received = 0;
@@ -305,6 +391,9 @@ int main(int argc, char** argv) {
     operations += workers[static_cast<size_t>(i)]->operations();
     opened += workers[static_cast<size_t>(i)]->opened();
     received += workers[static_cast<size_t>(i)]->received();
+  }
+  if (const uint64_t lost = (*session)->stats().spans_lost; lost != 0) {
+    Fail(4, "spans lost: " + std::to_string(lost));
   }
   std::cout << operations << " operations, " << opened << " blocks opened, " << received
             << " received" << std::endl;

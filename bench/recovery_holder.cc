@@ -1,12 +1,13 @@
-// A process that holds BLOCKS shared blocks of SIZE bytes of the pool that SPANPOOL_TARGET names, for
-// a benchmark that kills it, or the daemon.
+// A process that holds BLOCKS shared blocks of SIZE bytes of the pool that SPANPOOL_TARGET names,
+// for a benchmark that kills it, or the daemon.
 //
 //   recovery_holder BLOCKS SIZE [work]
 //
 // Prints READY once it holds them, or why it cannot; ends with its input. With `work` it allocates
 // and lets go of small blocks all the time, and answers each line of its input with
 // "FAILED LOST": how many of its allocations have failed, and how many of its blocks no longer hold
-// what it wrote into them. Every block is stamped, so that one which two processes were given shows.
+// what it wrote into them. Every block is stamped, so that one which two processes were given
+// shows.
 
 #include <unistd.h>
 

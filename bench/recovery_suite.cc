@@ -12,7 +12,8 @@
 //                     allocation takes over 2 s around the kill, over that of 2 s before
 //   lost_blocks       blocks that are still in use afterwards, and nobody's
 //
-//   server_kill_GIB   the worker is killed while four clients hold GIB GiB of shared blocks of 4 KiB
+//   server_kill_GIB   the worker is killed while four clients hold GIB GiB of shared blocks of 4
+//   KiB
 //                     and allocate all the time
 //   upgrade_GIB       likewise, and the keeper is told to start the worker anew (SIGUSR2)
 //
@@ -259,7 +260,8 @@ class ServerRestart {
     if (!found.ok()) return found.status();
     const pid_t old_worker = *found;
 
-    // Some grants before, so that the connection is warm; then until the new worker has granted one.
+    // Some grants before, so that the connection is warm; then until the new worker has granted
+    // one.
     absl::Time last;
     absl::Duration outage;
     bool restarted = false;
@@ -313,8 +315,8 @@ class ServerRestart {
           std::vector<std::string>{BuiltPath("bench/recovery_holder"),
                                    absl::StrCat(live / kWorkers / kBlockBytes),
                                    absl::StrCat(kBlockBytes), "work"},
-          testing::Process::Options{
-              .uid = 0, .environment = {{"SPANPOOL_TARGET", (*daemon)->target()}}}));
+          testing::Process::Options{.uid = 0,
+                                    .environment = {{"SPANPOOL_TARGET", (*daemon)->target()}}}));
     }
     for (const auto& worker : workers_) {
       const std::string ready = worker->ReadLine().value_or("it ended, or hangs");

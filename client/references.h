@@ -247,8 +247,7 @@ class References {
   // Stores the length where openers find it, if it does not travel in the handle.
   void StoreLength(PoolOffset offset, uint64_t length) {
     if (length <= layout::kMaxHandleLength) return;
-    layout::SharedWord& stored =
-        layout::LengthOf(tables_.MarksOf(ArenaOf(offset)), PageOf(offset));
+    layout::SharedWord& stored = layout::LengthOf(tables_.MarksOf(ArenaOf(offset)), PageOf(offset));
     // Most often the block was of that length before, and openers have the line.
     if (stored.load(std::memory_order_relaxed) == length) return;
     SPANPOOL_STEP("share.length");

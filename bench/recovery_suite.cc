@@ -145,11 +145,32 @@ absl::StatusOr<double> KillAndAwait(pid_t pid) {
   return ms;
 }
 
-class ClientKill {
+// A case with a daemon and clients of its own, which work all the time: so only one is at work.
+class Case {
+ public:
+  Case() = default;
+  Case(const Case&) = delete;
+  Case& operator=(const Case&) = delete;
+  virtual ~Case() = default;
+
+ protected:
+  // Ends what another case has running.
+  void BeginRound() {
+    if (at_work_ != this && at_work_ != nullptr) at_work_->End();
+    at_work_ = this;
+  }
+  virtual void End() = 0;
+
+ private:
+  static inline Case* at_work_ = nullptr;
+};
+
+class ClientKill final : public Case {
  public:
   explicit ClientKill(absl::Duration window) : window_(window) {}
 
   absl::StatusOr<Metrics> Round() {
+    BeginRound();
     if (absl::Status status = Start(); !status.ok()) return status;
     testing::Process holder(
         {BuiltPath("bench/recovery_holder"), absl::StrCat(kBlocks), absl::StrCat(kBlockBytes)},
@@ -183,6 +204,11 @@ class ClientKill {
   }
 
  private:
+  void End() override {
+    bystander_.reset();
+    daemon_.reset();
+  }
+
   absl::Status Start() {
     if (daemon_ != nullptr) return absl::OkStatus();
     absl::StatusOr<std::unique_ptr<PoolDaemon>> daemon =
@@ -248,11 +274,12 @@ class ClientKill {
 };
 
 // The daemon's own death, or its upgrade.
-class ServerRestart {
+class ServerRestart final : public Case {
  public:
   ServerRestart(uint64_t gib, bool upgrade) : gib_(gib), upgrade_(upgrade) {}
 
   absl::StatusOr<Metrics> Round() {
+    BeginRound();
     if (absl::Status status = Start(); !status.ok()) return status;
     const absl::StatusOr<Tally> before = CountAll();
     if (!before.ok()) return before.status();
@@ -303,8 +330,15 @@ class ServerRestart {
     double lost = 0;
   };
 
+  void End() override {
+    prober_.reset();
+    workers_.clear();
+    daemon_.reset();
+  }
+
   absl::Status Start() {
     if (daemon_ != nullptr) return absl::OkStatus();
+    workers_.clear();  // of a try that failed
     const uint64_t live = gib_ << 30;
     const uint64_t limit = live + live / 8 + (uint64_t{512} << 20);
     absl::StatusOr<std::unique_ptr<PoolDaemon>> daemon =

@@ -110,7 +110,7 @@ std::vector<GranuleId> WorkerReferences::Unclear() const {
 
 void WorkerReferences::SettleUnclear(const absl::flat_hash_set<GranuleId>& lost) {
   RankedMutexLock lock(&mu_);
-  std::erase_if(unclear_, [&](uint32_t index) {
+  std::erase_if(unclear_, [&](uint32_t index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     layout::SharedSlot& shared = memory_->slot(index);
     if (lost.contains(Slot(shared.load()).granule())) layout::FreeSlot(shared);
     if (!TryClear(index)) return false;

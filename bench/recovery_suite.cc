@@ -276,13 +276,16 @@ class ClientKill final : public Case {
 // The daemon's own death, or its upgrade.
 class ServerRestart final : public Case {
  public:
-  ServerRestart(uint64_t gib, bool upgrade) : gib_(gib), upgrade_(upgrade) {}
+  // `pause`: between a start of the worker and its end.
+  ServerRestart(uint64_t gib, bool upgrade, absl::Duration pause)
+      : gib_(gib), upgrade_(upgrade), pause_(pause) {}
 
   absl::StatusOr<Metrics> Round() {
     BeginRound();
     if (absl::Status status = Start(); !status.ok()) return status;
     const absl::StatusOr<Tally> before = CountAll();
     if (!before.ok()) return before.status();
+    absl::SleepFor(pause_);
     const absl::StatusOr<pid_t> found = daemon_->FindPid();
     if (!found.ok()) return found.status();
     const pid_t old_worker = *found;
@@ -383,6 +386,7 @@ class ServerRestart final : public Case {
 
   const uint64_t gib_;
   const bool upgrade_;
+  const absl::Duration pause_;
   std::unique_ptr<PoolDaemon> daemon_;
   std::vector<std::unique_ptr<testing::Process>> workers_;
   std::unique_ptr<Session> prober_;
@@ -393,11 +397,13 @@ void Fill(Suite& suite, const std::vector<std::string>&) {
       std::make_shared<ClientKill>(suite.quick() ? absl::Milliseconds(200) : absl::Seconds(2));
   suite.Add(absl::StrCat("client_kill_", kBlocks, "x", kBlockBytes), "spanpool",
             [kill] { return kill->Round(); });
+  // The keeper starts a worker later that has served for less than 10 s.
+  const absl::Duration pause = suite.quick() ? absl::ZeroDuration() : absl::Milliseconds(10'500);
   for (const uint64_t gib : {uint64_t{1}, uint64_t{8}}) {
-    const auto killed = std::make_shared<ServerRestart>(gib, /*upgrade=*/false);
+    const auto killed = std::make_shared<ServerRestart>(gib, /*upgrade=*/false, pause);
     suite.Add(absl::StrCat("server_kill_", gib), "spanpool", [killed] { return killed->Round(); });
   }
-  const auto upgraded = std::make_shared<ServerRestart>(1, /*upgrade=*/true);
+  const auto upgraded = std::make_shared<ServerRestart>(1, /*upgrade=*/true, absl::ZeroDuration());
   suite.Add("upgrade_1", "spanpool", [upgraded] { return upgraded->Round(); });
 }
 

@@ -26,6 +26,7 @@
 #include "server/huge_pages.h"
 #include "server/log.h"
 #include "server/session.h"
+#include "server/urgency.h"
 
 namespace spanpool {
 namespace {
@@ -227,6 +228,7 @@ absl::Status Daemon::Serve(std::vector<KeptPool> kept_pools, KeptFds* kept) {
       if (attach_server_ != nullptr) attach_server_->CloseConnection(session.id());
     });
   }
+  EndUrgency();  // before there are other threads
   auto attach_socket = run_directory_.Listen(layout::kAttachSocketName, SOCK_SEQPACKET, kept);
   if (!attach_socket.ok()) return attach_socket.status();
   auto grpc_socket = run_directory_.Listen(layout::kGrpcSocketName, SOCK_STREAM, kept);

@@ -36,6 +36,7 @@
 #include "proto/layout/packet.h"
 #include "server/log.h"
 #include "server/notify_fd_store.h"
+#include "server/urgency.h"
 
 namespace spanpool {
 namespace {
@@ -325,6 +326,7 @@ void Keeper::BecomeWorker(int program, int errors) {
     setenv("LISTEN_FDS", absl::StrCat(names.size()).c_str(), 1);
     setenv("LISTEN_FDNAMES", absl::StrJoin(names, ":").c_str(), 1);
   }
+  if (served_program_.valid()) BeginUrgency();  // others wait for it
   std::vector<char*> arguments;
   for (const std::string& argument : options_.arguments) {
     arguments.push_back(const_cast<char*>(argument.c_str()));

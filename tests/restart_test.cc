@@ -7,6 +7,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/file.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -60,6 +61,22 @@ TEST(Restart, AKilledWorkerIsFollowedByOneThatServesTheSameDirectory) {
   }
   EXPECT_TRUE(CanAllocate(daemon.run_dir()));
   EXPECT_THAT(daemon.process().standard_error(), HasSubstr("was ended by SIGKILL"));
+}
+
+TEST(Restart, AWorkerThatServesHasThePriorityOfItsKeeper) {
+  Daemon daemon({.kept = true});
+  const int usual = getpriority(PRIO_PROCESS, static_cast<id_t>(daemon.process().pid()));
+  const pid_t first = daemon.worker_pid();
+  ASSERT_EQ(kill(first, SIGKILL), 0);
+  const pid_t worker = NextWorker(daemon, first);
+  int threads = 0;
+  for (const auto& thread :
+       std::filesystem::directory_iterator(absl::StrCat("/proc/", worker, "/task"))) {
+    const int id = std::stoi(thread.path().filename());
+    EXPECT_EQ(getpriority(PRIO_PROCESS, static_cast<id_t>(id)), usual) << id;
+    ++threads;
+  }
+  EXPECT_GT(threads, 5);
 }
 
 TEST(Restart, ClientsThatConnectWhileNobodyServesAreServedByTheSuccessor) {
